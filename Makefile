@@ -1,0 +1,81 @@
+# The AMD kit. `make help` explains every target and variable.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON  ?= python3
+VENV    ?= .venv
+PROFILE ?= mini
+PY      := $(VENV)/bin/python
+SETUP   := $(VENV)/.setup-done
+# unset variables are passed on as nothing, so that every default is written once, in the notebook or in amdlib
+RUN     := $(PY) -m amdlib
+WHERE    = --profile $(PROFILE) $(if $(DATA),--data "$(DATA)")
+SET      = $(foreach pair,group=$(GROUP) seeds=$(subst $() ,$(comma),$(strip $(SEEDS))) device=$(DEVICE) epochs=$(EPOCHS) jobs=$(JOBS) force=$(FORCE) weights=$(WEIGHTS),$(if $(word 2,$(subst =, ,$(pair))),--set $(pair)))
+comma   := ,
+
+.PHONY: help setup doctor data list reproduce-table1 lab test test-fast lint goldens lock clean-runs clean
+
+help:  ## this text
+	@echo 'The AMD kit: rerun "AMD: Adaptive Masked Distillation for Object Detection" (arXiv 2301.13538)'
+	@echo; echo 'Targets:'
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  \1|\2/' | column -t -s '|'
+	@echo; echo 'Variables (make TARGET NAME=value):'
+	@grep -hE '^#\? ' $(MAKEFILE_LIST) | sed -E 's/^#\? ([A-Z]+) /  \1|/' | column -t -s '|'
+
+#? PROFILE mini (default: shapes, narrow networks, minutes on a CPU), small (a real data set), paper (COCO)
+#? DATA folder of the data set, for PROFILE=small (COCO or Pascal VOC layout) and PROFILE=paper (COCO 2017)
+#? GROUP retinanet, reppoints or faster_rcnn; default: all three
+#? SEEDS seeds of the students, such as "0 1 2"; default: 0
+#? EPOCHS train teachers and students this long instead of the profile's own schedule
+#? DEVICE cpu, cuda or cuda:N; default: a GPU where there is one
+#? JOBS runs at once; default: one a GPU, or one a core (four at most) without a GPU
+#? FORCE 1 trains again what is done
+#? PYTHON interpreter for make setup, 3.11 or newer; default: python3
+#? VENV folder of the virtual environment; default: .venv
+
+setup: $(SETUP)  ## create the virtual environment from requirements.lock (every other target does so too)
+
+$(SETUP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"error: $(PYTHON) is Python {v[0]}.{v[1]}; the kit needs 3.11 or newer: make setup PYTHON=python3.12")'
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo 'error: $(PYTHON) lacks venv or ensurepip (Debian, Ubuntu: apt install python3-venv)'; exit 1; }
+	@echo 'setting up $(VENV): about 4 GB to download, a few minutes'
+	$(PYTHON) -m venv --clear $(VENV)
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: --require-hashes -r requirements.lock
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+doctor: $(SETUP)  ## print versions, GPU, operators in use, what is missing and how to mend it
+	@$(RUN) doctor
+
+list: $(SETUP)  ## list every row with the paper's value
+	@$(RUN) list
+
+data: $(SETUP)  ## prepare and check the data set of PROFILE
+	@$(RUN) data $(WHERE)
+
+reproduce-table1: $(SETUP)  ## Table I: train what is missing, evaluate, show it beside the paper's
+	@$(RUN) notebook table1 $(WHERE) $(SET)
+
+lab: $(SETUP)  ## open the notebooks in JupyterLab
+	$(VENV)/bin/jupyter lab --notebook-dir notebooks
+
+test: $(SETUP)  ## all tests (needs neither network nor GPU)
+	$(PY) -m pytest
+
+test-fast: $(SETUP)  ## the tests that take seconds
+	$(PY) -m pytest -m 'not slow'
+
+lint: $(SETUP)  ## check the code's form
+	$(VENV)/bin/ruff check amdlib tests
+
+goldens: $(SETUP)  ## make the reference outputs of the tests again (needs a C++ compiler and the public code, see tests/goldens/)
+	$(PY) tests/goldens/make_mmcv_ext.py
+	$(PY) tests/goldens/make_losses.py $(PUBLIC)
+
+lock:  ## resolve requirements.lock and environment.yml anew from pyproject.toml (needs uv)
+	uv pip compile pyproject.toml --extra dev --extra export --universal --python-version 3.11 --generate-hashes --no-emit-index-url --only-binary :all: -o requirements.lock
+	python3 -c 'import pathlib, re; exec(pathlib.Path("tests/test_make.py").read_text().split("# ---")[0])'
+
+clean:  ## remove the virtual environment and made data; results stay
+	rm -rf $(VENV) data/mini

@@ -1,0 +1,152 @@
+"""Run many rows at once, each in a process of its own with its own log and, where there are several, its own GPU."""
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from amdlib import results
+from amdlib.data import Dataset
+from amdlib.experiments import Run
+from amdlib.train import describe, minutes
+
+POLL_S = 0.5
+
+
+class BatchError(RuntimeError):
+    """Some runs failed; the message names each with its log."""
+
+
+@dataclass
+class _Running:
+    process: subprocess.Popen
+    slot: int
+    log: Path
+
+
+def default_jobs() -> int:
+    """One run a GPU; without a GPU one a core, up to four: small networks use a second core badly."""
+    import torch
+    return torch.cuda.device_count() or max(1, min(4, len(os.sched_getaffinity(0))))
+
+
+def with_teachers(runs: Iterable[Run]) -> list[Run]:
+    """The runs and the teachers that they need, each once, teachers first."""
+    runs = list(dict.fromkeys(runs))
+    teachers = dict.fromkeys(teacher for run in runs if (teacher := run.teacher()))
+    return [*teachers, *(run for run in runs if run not in teachers)]
+
+
+def run_missing(runs: Iterable[Run], dataset: Dataset, data: str | Path | None = None, *, jobs: int | None = None,
+                force: bool = False, device: str | None = None, results_dir: Path = results.ROOT / 'results',
+                line_every_s: float = 20, say=print) -> None:
+    """Train what has no valid record, at most `jobs` at once, a student only after its teacher.
+
+    A failed run does not stop the others (its students cannot start); BatchError names all that failed at the end.
+    """
+    runs = with_teachers(runs)
+    jobs = jobs or default_jobs()
+    waiting = []
+    for run in runs:
+        found = results.state(run, dataset, results_dir)
+        if found.name == 'done' and not force:
+            continue
+        if found.name not in ('missing', 'done'):
+            say(f'{run.id} is {found.name} ({found.why}): it is run again')
+        waiting.append(run)
+    say(f'{len(runs) - len(waiting)} of {len(runs)} runs are done, {len(waiting)} to do, {jobs} at once')
+    _Batch(waiting, len(runs), dataset, data, jobs, force, device, results_dir, line_every_s, say).go()
+
+
+class _Batch:
+    def __init__(self, waiting, total, dataset, data, jobs, force, device, results_dir, line_every_s, say) -> None:
+        self.waiting, self.total, self.dataset, self.data = list(waiting), total, dataset, data
+        self.jobs, self.force, self.device, self.results_dir = jobs, force, device, Path(results_dir)
+        self.line_every_s, self.say = line_every_s, say
+        self.running: dict[Run, _Running] = {}
+        self.failed: dict[Run, str] = {}
+        self.began_s, self.printed_s, self.finished = time.monotonic(), time.monotonic(), 0
+        self.to_do = len(self.waiting)
+
+    def go(self) -> None:
+        try:
+            while self.waiting or self.running:
+                self._start_ready()
+                time.sleep(POLL_S)
+                self._reap()
+                self._print_progress()
+        finally:  # an interrupt takes the children along
+            for child in self.running.values():
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child.process.pid, signal.SIGTERM)
+        if self.failed:
+            raise BatchError(f'{len(self.failed)} of {self.to_do} runs failed:\n' + '\n'.join(
+                f'  {run.id}: {why}' for run, why in self.failed.items()))
+
+    def _start_ready(self) -> None:
+        for run in list(self.waiting):
+            teacher = run.teacher()
+            if teacher in self.failed:
+                self.waiting.remove(run)
+                self.failed[run] = f'its teacher {teacher.id} failed'
+            elif len(self.running) < self.jobs and teacher not in self.waiting and teacher not in self.running:
+                self.waiting.remove(run)
+                self._start(run)
+
+    def _start(self, run: Run) -> None:
+        slot = min(set(range(self.jobs)) - {child.slot for child in self.running.values()})
+        place = results.run_folder(run, self.dataset, self.results_dir)
+        place.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, '-m', 'amdlib', 'run', run.row.id, '--profile', run.profile.name, '--seed',
+                   str(run.seed), '--results', str(self.results_dir), *(['--data', str(self.data)] if self.data else []),
+                   *(['--device', self.device] if self.device else []), *(['--force'] if self.force else []),
+                   *(word for key, value in run.settings for word in ('--set', f'{key}={value}'))]
+        log = place / 'console.log'
+        with open(log, 'w') as out:
+            process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                                       env=self._environment(slot), start_new_session=True, cwd=results.ROOT)
+        self.running[run] = _Running(process, slot, log)
+
+    def _environment(self, slot: int) -> dict[str, str]:
+        import torch
+        threads = max(1, len(os.sched_getaffinity(0)) // self.jobs)
+        env = {**os.environ, 'OMP_NUM_THREADS': str(threads), 'PYTHONUNBUFFERED': '1'}
+        if self.device is None and torch.cuda.device_count() > 1:
+            visible = os.environ.get('CUDA_VISIBLE_DEVICES')
+            cards = visible.split(',') if visible else [str(i) for i in range(torch.cuda.device_count())]
+            env['CUDA_VISIBLE_DEVICES'] = cards[slot % len(cards)]
+        return env
+
+    def _reap(self) -> None:
+        for run, child in list(self.running.items()):
+            if child.process.poll() is None:
+                continue
+            del self.running[run]
+            self.finished += 1
+            found = results.state(run, self.dataset, self.results_dir)
+            if child.process.returncode == 0 and found.name == 'done':
+                self.say(f'[{self._done()}] {run.id}: {found.record["numbers"]["mAP"]:.1f} mAP in '
+                         f'{minutes(found.record["wall_s"])}')
+            else:
+                self.failed[run] = f'exit {child.process.returncode}, {found.name} ({found.why}); log: {child.log}'
+                self.say(f'[{self._done()}] {run.id}: FAILED, {self.failed[run]}')
+
+    def _done(self) -> str:
+        return f'{self.total - self.to_do + self.finished}/{self.total}'
+
+    def _print_progress(self) -> None:
+        if time.monotonic() - self.printed_s < self.line_every_s or not self.running:
+            return
+        self.printed_s = time.monotonic()
+        parts = []
+        for run in self.running:
+            p = results.read_progress(results.run_folder(run, self.dataset, self.results_dir))
+            if p:
+                parts.append(describe(run.id, p['phase'], p['step'], p['steps'], p['s_per_step'], p['left_s']))
+        self.say(f'[{self._done()}] {minutes(time.monotonic() - self.began_s)}  ' + ' | '.join(parts))

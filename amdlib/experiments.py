@@ -1,0 +1,410 @@
+"""Every cell of the paper's tables as a row; a row and a profile give an mmengine Config.
+
+Values and their sources: the paper, the authors' configs or an assumption, as listed in the README ("Assumptions and
+deviations"). Models come from mmdet's own configs by inheritance; the smaller profiles shrink them (`_shrink`).
+"""
+from __future__ import annotations
+
+import ast
+import copy
+import inspect
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from mmengine.config import Config, ConfigDict
+from mmengine.hub import get_config
+
+from amdlib.data import Dataset
+
+PAPER_CHANNELS, PAPER_IMAGE_PX = 256, (1333, 800)  # what the published loss weights belong to
+
+
+class SettingError(ValueError):
+    """An unknown row, profile or setting, or a value that does not fit; the message lists what is known."""
+
+
+# ---- what is compared -------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Group:
+    """One student detector and its teacher (Table I has three)."""
+    name: str
+    student_config: str
+    teacher_config: str
+    teacher_file: str           # below the model zoo's v2.0 folder; its name ends in the SHA-256's first 8 digits
+    levels: tuple[int, ...]     # i of neck.fpn_convs.{i}.conv
+    one_stage: bool
+    teacher_label: str
+    student_label: str
+
+
+GROUPS = {group.name: group for group in (
+    Group('retinanet', 'mmdet::retinanet/retinanet_r50_fpn_2x_coco.py',
+          'mmdet::retinanet/retinanet_x101-64x4d_fpn_1x_coco.py',
+          'retinanet/retinanet_x101_64x4d_fpn_1x_coco/retinanet_x101_64x4d_fpn_1x_coco_20200130-366f5af1.pth',
+          (0, 1, 2, 3, 4), True, 'RetinaNet', 'RetinaNet'),
+    Group('reppoints', 'mmdet::reppoints/reppoints-moment_r50_fpn-gn_head-gn_2x_coco.py',
+          'mmdet::reppoints/reppoints-moment_x101-dconv-c3-c5_fpn-gn_head-gn_2x_coco.py',
+          'reppoints/reppoints_moment_x101_fpn_dconv_c3-c5_gn-neck%2Bhead_2x_coco/'
+          'reppoints_moment_x101_fpn_dconv_c3-c5_gn-neck%2Bhead_2x_coco_20200329-f87da1ea.pth',
+          (0, 1, 2, 3, 4), True, 'RepPoints', 'RepPoints'),
+    Group('faster_rcnn', 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_2x_coco.py',
+          'mmdet::dcn/cascade-mask-rcnn_x101-32x4d-dconv-c3-c5_fpn_1x_coco.py',
+          'dcn/cascade_mask_rcnn_x101_32x4d_fpn_dconv_c3-c5_1x_coco/'
+          'cascade_mask_rcnn_x101_32x4d_fpn_dconv_c3-c5_1x_coco-e75f90c8.pth',
+          (0, 1, 2, 3), False, 'Cascade Mask R-CNN', 'Faster R-CNN'),
+)}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One cell of a table: a detector to train, alone or with a distillation method."""
+    group: Group
+    name: str                                    # 'teacher', 'baseline', or a method or variant of one
+    label: str                                   # as the paper's table prints it
+    method: str | None = None                    # key of distill.METHODS; None = trained alone
+    options: dict = field(default_factory=dict)  # of the method's class, at the paper's scale
+
+    @property
+    def id(self) -> str:
+        return f'{self.group.name}-{self.name}'
+
+    @property
+    def is_teacher(self) -> bool:
+        return self.name == 'teacher'
+
+
+# weights at the paper's scale; method.md names the source of each. T, phi, mask ratio of AMD: defaults of AMDLoss
+ONE_STAGE_ALPHA, TWO_STAGE_ALPHA = 2e-5, 5e-7    # ASSUMPTION alpha: the paper's values were lost; these are MGD's
+_FGD = {'retinanet': (1e-3, 5e-4, 5e-4, 5e-6), 'reppoints': (1.6e-3, 8e-4, 8e-4, 8e-6),
+        'faster_rcnn': (5e-5, 2.5e-5, 5e-5, 5e-7)}
+
+
+def _table1_rows(group: Group) -> list[Row]:
+    alpha = ONE_STAGE_ALPHA if group.one_stage else TWO_STAGE_ALPHA
+    ratio = 0.65 if group.one_stage else 0.45
+    fgd = dict(zip(('alpha_fgd', 'beta_fgd', 'gamma_fgd', 'lambda_fgd'), _FGD[group.name], strict=True))
+    return [
+        Row(group, 'teacher', 'Teacher'),
+        Row(group, 'baseline', 'baseline'),
+        Row(group, 'fkd', 'FKD', 'fkd'),
+        Row(group, 'fgd', 'FGD', 'fgd', fgd),
+        Row(group, 'mgd', 'MGD', 'mgd', {'alpha_mgd': alpha, 'lambda_mgd': ratio}),
+        Row(group, 'amd', 'AMD', 'amd', {'alpha': alpha, 'mask_ratio': ratio}),
+    ]
+
+
+ROWS: dict[str, Row] = {row.id: row for group in GROUPS.values() for row in _table1_rows(group)}
+
+
+def find_row(row_id: str) -> Row:
+    """The row with this id; SettingError lists the ids otherwise."""
+    if row_id not in ROWS:
+        raise SettingError(f'unknown row {row_id!r}; expected one of: {", ".join(ROWS)}')
+    return ROWS[row_id]
+
+
+# ---- how large --------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Network:
+    """A ResNet backbone for the smaller profiles."""
+    depth: int
+    width: int          # base_channels; 64 is the usual ResNet
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How large an experiment is: pictures, networks, schedule."""
+    name: str
+    image_px: tuple[int, int]            # width, height that the image is fitted into
+    batch_size: int                      # images a step and GPU
+    epochs: dict[str, int]               # by row name, or 'student' for the rest
+    student: Network | None = None       # None: mmdet's own backbones
+    teacher: Network | None = None
+    neck_channels: int = PAPER_CHANNELS
+    lr: float | None = None              # of AdamW; None: mmdet's own SGD
+    fc_channels: int = 1024              # of the second stage's box head
+    anchor_scale: float = 1.0            # factor on mmdet's anchor sizes and RepPoints' base scale
+    proposals: int = 1000                # of the first stage, in training and testing
+    workers: int = 2                     # data loading processes
+    can_show: str = ''                   # in plain words, printed under every table
+
+
+PROFILES = {profile.name: profile for profile in (
+    Profile('mini', (128, 128), 8, {'student': 5, 'teacher': 8}, Network(18, 16), Network(18, 48), 64, 2e-3,
+            fc_channels=128, anchor_scale=0.5, proposals=100, workers=0,
+            can_show='Scenes of shapes, narrow networks, minutes on a CPU: it shows that every part works, that a '
+                     'better teacher helps, and how large the effects are here. It cannot show which method is better '
+                     'on COCO: networks, data and schedule are others, and one seed and a few hundred test images '
+                     'leave an error of one to two mAP on every difference.'),
+    Profile('small', (320, 320), 8, {'student': 24, 'teacher': 36}, Network(18, 64), Network(50, 64), 128, 5e-4,
+            fc_channels=512, anchor_scale=0.5, proposals=300, workers=2,
+            can_show='Real images, an ordinary ResNet-18 and ResNet-50 from scratch: it shows whether distillation '
+                     'helps on this data set. It cannot confirm or refute the paper, whose networks are pre-trained '
+                     'and whose differences (0.3 to 0.7 mAP) are smaller than the spread between seeds here.'),
+    Profile('paper', PAPER_IMAGE_PX, 2, {'student': 24},
+            can_show="The paper's own experiments on COCO. Differences between methods there are 0.3 to 0.7 mAP, of "
+                     'the order of the spread between two runs: report several seeds.'),
+)}
+
+
+def find_profile(name: str) -> Profile:
+    """The profile of this name; SettingError lists the names otherwise."""
+    if name not in PROFILES:
+        raise SettingError(f'unknown profile {name!r}; expected one of: {", ".join(PROFILES)}')
+    return PROFILES[name]
+
+
+# ---- one run ----------------------------------------------------------------------------------------------------
+
+RECIPE_SETTINGS = {'epochs': int, 'batch_size': int, 'lr': float, 'amp': bool}   # apply to a teacher as to its students
+FILE_SETTINGS = {'backbone': str, 'teacher_checkpoint': str}        # their content is hashed into the record
+
+
+@dataclass(frozen=True)
+class Run:
+    """A row at a profile with a seed and, if any, settings that differ from the row's and the profile's."""
+    row: Row
+    profile: Profile
+    seed: int = 0
+    settings: tuple[tuple[str, object], ...] = ()
+
+    @classmethod
+    def of(cls, row: str | Row, profile: str | Profile, seed: int = 0, settings: dict | None = None) -> Run:
+        """Validated; SettingError for an unknown row, profile or key, or a value of the wrong kind."""
+        row = find_row(row) if isinstance(row, str) else row
+        profile = find_profile(profile) if isinstance(profile, str) else profile
+        checked = {key: _checked(row, key, value) for key, value in (settings or {}).items()}
+        return cls(row, profile, int(seed), tuple(sorted(checked.items())))
+
+    @property
+    def id(self) -> str:
+        """Name of the run's folder: `retinanet-amd+phi=0.7-s0`."""
+        return ''.join([self.row.id, *(f'+{key}={_short(value)}' for key, value in self.settings), f'-s{self.seed}'])
+
+    @property
+    def epochs(self) -> int:
+        default = self.profile.epochs.get(self.row.name, self.profile.epochs['student'])
+        return dict(self.settings).get('epochs', default)
+
+    def teacher(self) -> Run | None:
+        """The run that trains this run's teacher: seed 0, and of the settings those that a recipe has."""
+        if self.row.method is None or 'teacher_checkpoint' in dict(self.settings):
+            return None
+        recipe = {key: value for key, value in self.settings if key in RECIPE_SETTINGS}
+        return Run.of(f'{self.row.group.name}-teacher', self.profile, 0, recipe)
+
+    def options(self) -> dict:
+        """Keyword arguments of the method's class: the row's, changed by the settings, scaled to the profile."""
+        from amdlib.distill import METHODS
+        changed = {key: value for key, value in self.settings if key in _method_settings(self.row)}
+        return scale_weights(METHODS[self.row.method], {**self.row.options, **changed}, self.profile)
+
+
+def scale_weights(loss_class: type, options: dict, profile: Profile) -> dict:
+    """The published weights belong to 256 channels at 1333x800. One rule for all methods: a term keeps the value that
+    it would have there for the same error an element, `weight * (256 / C)**a * (1333 * 800 / (W * H))**b`, with the
+    exponents that follow from the term's formula (`WEIGHT_EXPONENTS` of the loss). Nothing is tuned by method."""
+    channels = PAPER_CHANNELS / profile.neck_channels
+    positions = PAPER_IMAGE_PX[0] * PAPER_IMAGE_PX[1] / (profile.image_px[0] * profile.image_px[1])
+    defaults = inspect.signature(loss_class).parameters
+    scaled = dict(options)
+    for name, (a, b) in loss_class.WEIGHT_EXPONENTS.items():
+        scaled[name] = options.get(name, defaults[name].default) * channels ** a * positions ** b
+    return scaled
+
+
+def _method_settings(row: Row) -> dict[str, inspect.Parameter]:
+    if row.method is None:
+        return {}
+    from amdlib.distill import METHODS
+    parameters = inspect.signature(METHODS[row.method]).parameters
+    return {name: p for name, p in parameters.items() if name not in ('student_channels', 'teacher_channels', 'seed')}
+
+
+def _checked(row: Row, key: str, value):
+    kinds = {**RECIPE_SETTINGS, **FILE_SETTINGS,
+             **{name: type(p.default) for name, p in _method_settings(row).items()}}
+    if key not in kinds:
+        raise SettingError(f'{row.id} has no setting {key!r}; it has: {", ".join(kinds)}')
+    if isinstance(value, str) and kinds[key] is not str:
+        try:
+            value = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            raise SettingError(f'{key}={value!r}: expected {kinds[key].__name__}') from None
+    if kinds[key] is float and isinstance(value, int):
+        value = float(value)
+    if not isinstance(value, kinds[key]) or isinstance(value, bool) and kinds[key] is not bool:
+        raise SettingError(f'{key}={value!r}: expected {kinds[key].__name__}')
+    if key in RECIPE_SETTINGS and kinds[key] is not bool and value <= 0:
+        raise SettingError(f'{key}={value!r}: expected a positive number')
+    return value
+
+
+def _short(value) -> str:
+    return Path(value).stem if isinstance(value, str) and '/' in value else str(value)
+
+
+# ---- row -> Config ----------------------------------------------------------------------------------------------
+
+def config(run: Run, dataset: Dataset | None = None, work_dir: str | Path = '',
+           teacher_weights: str | Path | None = None) -> Config:
+    """The whole mmengine Config of a run.
+
+    Args:
+        dataset: None is allowed for the profile `paper`: COCO below `data/coco/`, as mmdet has it.
+        teacher_weights: file with the trained teacher, for rows with a method; None leaves it as initialised.
+    Errors: SettingError when the profile needs a data set and none is given.
+    """
+    if dataset is None and run.profile.name != 'paper':
+        raise SettingError(f'profile {run.profile.name} needs a data set')
+    row, profile = run.row, run.profile
+    cfg = copy.deepcopy(get_config(row.group.student_config))
+    settings = dict(run.settings)
+    student = _detector(row.group.teacher_config if row.is_teacher else row.group.student_config, run, dataset,
+                        row.is_teacher, settings.get('backbone'))
+    cfg.model = student
+    if row.method is not None:
+        cfg.model = ConfigDict(
+            type='Distiller', student=student,
+            teacher=_detector(row.group.teacher_config, run, dataset, True, None, pretrained=False),
+            method=row.method, options=run.options(), levels=row.group.levels,
+            teacher_weights=None if teacher_weights is None else str(teacher_weights),
+            # ASSUMPTION inherit: FGD and MGD do so for one-stage students; applied to every method alike
+            inherit=('neck', 'bbox_head') if row.group.one_stage else (), seed=run.seed)
+    _set_data(cfg, run, dataset)
+    _set_schedule(cfg, run)
+    cfg.custom_imports = dict(imports=['amdlib.distill', 'amdlib.train'], allow_failed_imports=False)
+    cfg.randomness = dict(seed=run.seed)
+    cfg.work_dir = str(work_dir)
+    cfg.default_hooks.checkpoint.update(interval=1, max_keep_ckpts=1, save_best=None)
+    cfg.default_hooks.logger.interval = 10 if profile.name != 'paper' else 50
+    for unused in ('val_dataloader', 'val_evaluator', 'val_cfg', 'tta_model', 'tta_pipeline', 'img_scales'):
+        cfg.pop(unused, None)  # nothing is selected on the reported split: it is evaluated once, at the end
+    cfg.train_cfg.pop('val_interval', None)
+    return cfg
+
+
+def _detector(name: str, run: Run, dataset: Dataset | None, is_teacher: bool, backbone: str | None,
+              pretrained: bool = True) -> ConfigDict:
+    """A detector from mmdet's config `name`, at the run's profile."""
+    model = copy.deepcopy(get_config(name).model)
+    network = run.profile.teacher if is_teacher else run.profile.student
+    if network is not None:
+        _shrink(model, network, run.profile, len(dataset.classes))
+        model.backbone.init_cfg = dict(type='Pretrained', checkpoint=backbone) if backbone else None
+    elif backbone:
+        model.backbone.init_cfg = dict(type='Pretrained', checkpoint=backbone)
+    elif not pretrained:
+        model.backbone.init_cfg = None  # its weights come from the detector's checkpoint
+    return model
+
+
+def _shrink(model: ConfigDict, network: Network, profile: Profile, num_classes: int) -> None:
+    """Exchange the backbone, narrow neck and heads, and fit anchors and proposals to smaller pictures, in place."""
+    channels, expansion = profile.neck_channels, 4 if network.depth >= 50 else 1
+    model.backbone = ConfigDict(
+        type='ResNet', depth=network.depth, base_channels=network.width, num_stages=4, out_indices=(0, 1, 2, 3),
+        frozen_stages=-1, norm_cfg=dict(type='BN', requires_grad=True), norm_eval=False, style='pytorch')
+    model.neck.in_channels = [network.width * expansion * 2 ** stage for stage in range(4)]
+    model.neck.out_channels = channels
+    if 'rpn_head' in model:
+        _shrink_two_stage(model, profile, num_classes)
+        return
+    head = model.bbox_head
+    head.update(num_classes=num_classes, in_channels=channels, feat_channels=channels)
+    if head.type == 'RepPointsHead':
+        head.point_feat_channels = channels
+        head.point_base_scale *= profile.anchor_scale
+        model.train_cfg.init.assigner.scale *= profile.anchor_scale
+    else:
+        head.anchor_generator.octave_base_scale *= profile.anchor_scale
+
+
+def _shrink_two_stage(model: ConfigDict, profile: Profile, num_classes: int) -> None:
+    channels, roi = profile.neck_channels, model.roi_head
+    model.rpn_head.update(in_channels=channels, feat_channels=channels)
+    model.rpn_head.anchor_generator.scales = [s * profile.anchor_scale for s in model.rpn_head.anchor_generator.scales]
+    if 'mask_head' in roi:  # DEVIATION no-masks: Cascade R-CNN, since the smaller profiles' data have no masks
+        model.type = 'CascadeRCNN'
+        for key in ('mask_head', 'mask_roi_extractor'):
+            roi.pop(key)
+    roi.bbox_roi_extractor.out_channels = channels
+    roi.bbox_roi_extractor.finest_scale = 56 * profile.anchor_scale  # 56 is mmdet's default
+    for head in roi.bbox_head if isinstance(roi.bbox_head, list) else [roi.bbox_head]:
+        head.update(in_channels=channels, fc_out_channels=profile.fc_channels, num_classes=num_classes)
+    for part in (model.train_cfg.rpn_proposal, model.test_cfg.rpn):
+        part.update(nms_pre=2 * profile.proposals, max_per_img=profile.proposals)
+    rcnn = model.train_cfg.rcnn
+    for stage in rcnn if isinstance(rcnn, list) else [rcnn]:
+        stage.sampler.num = min(stage.sampler.num, profile.proposals)
+
+
+def _set_data(cfg: Config, run: Run, dataset: Dataset | None) -> None:
+    train, test = cfg.train_dataloader, cfg.test_dataloader
+    for loader in (train, test):
+        loader.num_workers = run.profile.workers
+        loader.persistent_workers = run.profile.workers > 0
+        for step in loader.dataset.pipeline:
+            if step.type == 'Resize':
+                step.scale = run.profile.image_px
+    train.batch_size = dict(run.settings).get('batch_size', run.profile.batch_size)
+    if run.profile.name != 'paper':
+        test.batch_size = 16
+    if dataset is None:
+        cfg.test_evaluator = ConfigDict(type='CocoNumbers', ann_file=cfg.test_evaluator.ann_file)
+        return
+    meta = dict(classes=dataset.classes)
+    for loader, ann, images in ((train, dataset.train_ann, dataset.train_images),
+                                (test, dataset.test_ann, dataset.test_images)):
+        loader.dataset.update(data_root='', ann_file=str(ann), data_prefix=dict(img=str(images)), metainfo=meta)
+    cfg.data_root = ''
+    cfg.test_evaluator = ConfigDict(type='CocoNumbers', ann_file=str(dataset.test_ann))
+
+
+def _set_schedule(cfg: Config, run: Run) -> None:
+    settings = dict(run.settings)
+    cfg.train_cfg.max_epochs = run.epochs
+    cfg.optim_wrapper.clip_grad = dict(max_norm=35, norm_type=2)
+    if settings.get('amp'):
+        cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
+    if run.profile.lr is None:
+        cfg.auto_scale_lr = dict(enable=True, base_batch_size=16)  # mmdet's rule: lr belongs to 16 images a step
+        if 'lr' in settings:
+            cfg.optim_wrapper.optimizer.lr = settings['lr']
+        if run.epochs != 24:  # a shortened run keeps the shape of the schedule
+            cfg.param_scheduler[-1].update(end=run.epochs, milestones=[max(1, round(run.epochs * part))
+                                                                       for part in (16 / 24, 22 / 24)])
+        return
+    # the smaller profiles train from scratch in minutes: AdamW, warm-up, then a cosine down to zero
+    cfg.optim_wrapper.optimizer = ConfigDict(type='AdamW', lr=settings.get('lr', run.profile.lr), weight_decay=0.05)
+    cfg.param_scheduler = [
+        dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=50),
+        dict(type='CosineAnnealingLR', T_max=run.epochs, eta_min=0, by_epoch=True, convert_to_iter_based=True)]
+    cfg.auto_scale_lr = dict(enable=False, base_batch_size=run.profile.batch_size)
+
+
+def table1_runs(profile: str, group: str | None = None, seeds: str = '0', epochs: int | None = None) -> list[Run]:
+    """The runs behind Table I: every row of every group (or of one) with every seed; teachers have seed 0 only.
+
+    Args:
+        seeds: '0,1,2' or '0 1 2'.
+    Errors: SettingError for an unknown group or seeds that are no numbers.
+    """
+    if group and group not in GROUPS:
+        raise SettingError(f'unknown group {group!r}; expected one of: {", ".join(GROUPS)}')
+    try:
+        numbers = sorted({int(word) for word in str(seeds).replace(',', ' ').split()})
+    except ValueError:
+        raise SettingError(f'seeds {seeds!r}: expected numbers, such as 0,1,2') from None
+    if not numbers:
+        raise SettingError('no seeds given: expected numbers, such as 0,1,2')
+    rows = [row for name in GROUPS if group in (None, '', name) for row in _table1_rows(GROUPS[name])]
+    settings = {'epochs': epochs} if epochs else {}
+    return [Run.of(row, profile, seed, settings) for row in rows for seed in ([0] if row.is_teacher else numbers)]
+
+
+def shorter(profile: Profile, **changes) -> Profile:
+    """A copy of a profile with some values changed, for tests and trials."""
+    return replace(profile, **changes)

@@ -1,0 +1,54 @@
+"""Execute a notebook by papermill, with its parameters checked before anything starts."""
+from __future__ import annotations
+
+import ast
+import sys
+from pathlib import Path
+
+import papermill
+
+
+class NotebookError(ValueError):
+    """An unknown notebook or parameter, or a notebook that failed; the message says which cell."""
+
+
+def execute(notebook: Path, output: Path, parameters: dict) -> Path:
+    """Execute `notebook` into `output`, its output also on the terminal as it appears.
+
+    Args:
+        parameters: values or, as from a command line, their text; None and '' keep the notebook's default.
+    Errors: NotebookError for a notebook that does not exist, a parameter that it does not have, or a cell that fails
+        (the executed part is in `output`).
+    """
+    if not notebook.is_file():
+        known = ', '.join(sorted(path.stem for path in notebook.parent.glob('*.ipynb')))
+        raise NotebookError(f'no notebook {notebook.stem!r}; there are: {known}')
+    known = papermill.inspect_notebook(str(notebook))
+    unknown = [name for name in parameters if name not in known]
+    if unknown:
+        raise NotebookError(f'{notebook.stem} has no parameter {", ".join(map(repr, unknown))}; it has: '
+                            f'{", ".join(known)}')
+    given = {name: _literal(value, known[name]['default']) for name, value in parameters.items()
+             if value not in (None, '')}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    beside = output.with_name(f'.{output.name}')  # a failed execution must not pass for the result
+    try:
+        papermill.execute_notebook(str(notebook), str(beside), parameters=given, progress_bar=False,
+                                   stdout_file=sys.stdout, stderr_file=sys.stderr,
+                                   cwd=str(notebook.parent))
+    except papermill.PapermillExecutionError as error:
+        failed = output.with_name(f'{output.stem}.failed.ipynb')
+        beside.replace(failed)
+        raise NotebookError(f'cell {error.cell_index} of {notebook.name} failed with {error.ename}: {error.evalue}\n'
+                            f'executed so far: {failed}') from None
+    return beside.replace(output)
+
+
+def _literal(value, default: str):
+    """Text from a command line as the kind of value that the notebook's default is."""
+    if not isinstance(value, str) or isinstance(ast.literal_eval(default), str):
+        return value
+    try:
+        return ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return value
