@@ -55,8 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     changes = argparse.ArgumentParser(add_help=False)
     changes.add_argument('--seed', type=int, default=0)
     changes.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', dest='settings',
-                         help='epochs, batch_size, lr, amp, backbone, teacher_checkpoint, or an argument of the '
-                              "method's loss such as phi; repeatable, part of the run's name")
+                         help='epochs, batch_size, lr, amp, a weight file (backbone, teacher_backbone, teacher_checkpoint), or '
+                              "an argument of the method's loss such as phi; repeatable, part of the run's name")
 
     add('list', _list, 'list every row with the paper\'s value')
     show = add('show', _show, "print a run's whole mmengine config as Python text", where, changes)
@@ -166,7 +166,7 @@ def _data(arguments) -> None:
 def _table(arguments) -> None:
     from amdlib import results
     from amdlib.experiments import table1_runs
-    runs = table1_runs(arguments.profile, arguments.group, arguments.seeds, arguments.epochs)
+    runs = table1_runs(arguments.profile, arguments.group, arguments.seeds, {'epochs': arguments.epochs})
     records = results.collect(runs, _prepare(arguments, _to_stderr), arguments.results)
     tidy = results.table1(records)
     for group in tidy.group.unique():
@@ -177,7 +177,8 @@ def _notebook(arguments) -> None:
     from amdlib import notebooks, results
     dataset = _prepare(arguments, lambda *_: None)
     place = results.folder(arguments.profile, dataset, arguments.results)
-    settings = {'profile': arguments.profile, 'data': arguments.data, 'results_dir': str(arguments.results),
+    settings = {'profile': arguments.profile, 'data': arguments.data and str(Path(arguments.data).resolve()),
+                'results_dir': str(arguments.results.resolve()),
                 **_pairs(arguments.settings)}
     notebooks.execute(ROOT / 'notebooks' / f'{arguments.name}.ipynb', place / f'{arguments.name}.ipynb', settings)
 

@@ -63,7 +63,7 @@ class Row:
     name: str                                    # 'teacher', 'baseline', or a method or variant of one
     label: str                                   # as the paper's table prints it
     method: str | None = None                    # key of distill.METHODS; None = trained alone
-    options: dict = field(default_factory=dict)  # of the method's class, at the paper's scale
+    options: dict = field(default_factory=dict, hash=False)  # of the method's class, at the paper's scale
 
     @property
     def id(self) -> str:
@@ -119,11 +119,12 @@ class Profile:
     name: str
     image_px: tuple[int, int]            # width, height that the image is fitted into
     batch_size: int                      # images a step and GPU
-    epochs: dict[str, int]               # by row name, or 'student' for the rest
+    epochs: dict[str, int] = field(hash=False)  # by row id, 'teacher', group or 'student': the first of these that is there
     student: Network | None = None       # None: mmdet's own backbones
     teacher: Network | None = None
     neck_channels: int = PAPER_CHANNELS
     lr: float | None = None              # of AdamW; None: mmdet's own SGD
+    head_convs: int | None = None        # convolutions a branch of a one-stage head; None: mmdet's
     fc_channels: int = 1024              # of the second stage's box head
     anchor_scale: float = 1.0            # factor on mmdet's anchor sizes and RepPoints' base scale
     proposals: int = 1000                # of the first stage, in training and testing
@@ -132,12 +133,14 @@ class Profile:
 
 
 PROFILES = {profile.name: profile for profile in (
-    Profile('mini', (128, 128), 8, {'student': 5, 'teacher': 8}, Network(18, 16), Network(18, 48), 64, 2e-3,
-            fc_channels=128, anchor_scale=0.5, proposals=100, workers=0,
+    Profile('mini', (128, 128), 4, {'retinanet-teacher': 8, 'faster_rcnn-teacher': 6, 'teacher': 9,
+                                    'reppoints': 7, 'faster_rcnn': 4, 'student': 5},
+            Network(18, 16), Network(18, 24), 64, 3e-3,
+            head_convs=2, fc_channels=128, anchor_scale=0.5, proposals=100, workers=0,
             can_show='Scenes of shapes, narrow networks, minutes on a CPU: it shows that every part works, that a '
                      'better teacher helps, and how large the effects are here. It cannot show which method is better '
-                     'on COCO: networks, data and schedule are others, and one seed and a few hundred test images '
-                     'leave an error of one to two mAP on every difference.'),
+                     'on COCO: networks, data and schedule are others, and one seed on a few hundred test images does '
+                     'not tell small differences from chance.'),
     Profile('small', (320, 320), 8, {'student': 24, 'teacher': 36}, Network(18, 64), Network(50, 64), 128, 5e-4,
             fc_channels=512, anchor_scale=0.5, proposals=300, workers=2,
             can_show='Real images, an ordinary ResNet-18 and ResNet-50 from scratch: it shows whether distillation '
@@ -159,7 +162,10 @@ def find_profile(name: str) -> Profile:
 # ---- one run ----------------------------------------------------------------------------------------------------
 
 RECIPE_SETTINGS = {'epochs': int, 'batch_size': int, 'lr': float, 'amp': bool}   # apply to a teacher as to its students
-FILE_SETTINGS = {'backbone': str, 'teacher_checkpoint': str}        # their content is hashed into the record
+# weight files; their content is hashed into the record
+FILE_SETTINGS = {'teacher': ('backbone', 'checkpoint'),              # a checkpoint is evaluated, not trained
+                 'baseline': ('backbone',),
+                 'method': ('backbone', 'teacher_backbone', 'teacher_checkpoint')}
 
 
 @dataclass(frozen=True)
@@ -185,15 +191,21 @@ class Run:
 
     @property
     def epochs(self) -> int:
-        default = self.profile.epochs.get(self.row.name, self.profile.epochs['student'])
-        return dict(self.settings).get('epochs', default)
+        by = self.profile.epochs
+        keys = (self.row.id, 'teacher' if self.row.is_teacher else self.row.group.name, 'student')
+        return dict(self.settings).get('epochs') or next(by[key] for key in keys if key in by)
 
     def teacher(self) -> Run | None:
-        """The run that trains this run's teacher: seed 0, and of the settings those that a recipe has."""
-        if self.row.method is None or 'teacher_checkpoint' in dict(self.settings):
+        """The run behind this run's teacher: seed 0, this run's recipe settings, and those called `teacher_...`."""
+        if self.row.method is None:
             return None
-        recipe = {key: value for key, value in self.settings if key in RECIPE_SETTINGS}
-        return Run.of(f'{self.row.group.name}-teacher', self.profile, 0, recipe)
+        passed_on = {key.removeprefix('teacher_'): value for key, value in self.settings
+                     if key in RECIPE_SETTINGS or key.startswith('teacher_')}
+        return Run.of(f'{self.row.group.name}-teacher', self.profile, 0, passed_on)
+
+    def files(self) -> dict[str, str]:
+        """The weight files that the settings name, by setting."""
+        return {key: value for key, value in self.settings if key in _file_settings(self.row)}
 
     def options(self) -> dict:
         """Keyword arguments of the method's class: the row's, changed by the settings, scaled to the profile."""
@@ -223,8 +235,12 @@ def _method_settings(row: Row) -> dict[str, inspect.Parameter]:
     return {name: p for name, p in parameters.items() if name not in ('student_channels', 'teacher_channels', 'seed')}
 
 
+def _file_settings(row: Row) -> tuple[str, ...]:
+    return FILE_SETTINGS[row.name if row.method is None else 'method']
+
+
 def _checked(row: Row, key: str, value):
-    kinds = {**RECIPE_SETTINGS, **FILE_SETTINGS,
+    kinds = {**RECIPE_SETTINGS, **dict.fromkeys(_file_settings(row), str),
              **{name: type(p.default) for name, p in _method_settings(row).items()}}
     if key not in kinds:
         raise SettingError(f'{row.id} has no setting {key!r}; it has: {", ".join(kinds)}')
@@ -239,6 +255,10 @@ def _checked(row: Row, key: str, value):
         raise SettingError(f'{key}={value!r}: expected {kinds[key].__name__}')
     if key in RECIPE_SETTINGS and kinds[key] is not bool and value <= 0:
         raise SettingError(f'{key}={value!r}: expected a positive number')
+    if key in _file_settings(row):
+        if not Path(value).is_file():
+            raise SettingError(f'{key}={value}: no such file')
+        value = str(Path(value).resolve())
     return value
 
 
@@ -313,7 +333,10 @@ def _shrink(model: ConfigDict, network: Network, profile: Profile, num_classes: 
         _shrink_two_stage(model, profile, num_classes)
         return
     head = model.bbox_head
-    head.update(num_classes=num_classes, in_channels=channels, feat_channels=channels)
+    head.update(num_classes=num_classes, in_channels=channels, feat_channels=channels,
+                # DEVIATION head-norm: without it a RetinaNet head hardly learns from scratch; RepPoints has it anyway
+                norm_cfg=dict(type='GN', num_groups=16, requires_grad=True),
+                stacked_convs=profile.head_convs or head.stacked_convs)
     if head.type == 'RepPointsHead':
         head.point_feat_channels = channels
         head.point_base_scale *= profile.anchor_scale
@@ -385,11 +408,13 @@ def _set_schedule(cfg: Config, run: Run) -> None:
     cfg.auto_scale_lr = dict(enable=False, base_batch_size=run.profile.batch_size)
 
 
-def table1_runs(profile: str, group: str | None = None, seeds: str = '0', epochs: int | None = None) -> list[Run]:
+def table1_runs(profile: str, group: str | None = None, seeds: str = '0', settings: dict | None = None) -> list[Run]:
     """The runs behind Table I: every row of every group (or of one) with every seed; teachers have seed 0 only.
 
     Args:
         seeds: '0,1,2' or '0 1 2'.
+        settings: recipe and file settings; each row takes those that it has (`teacher_backbone` is a teacher's
+            `backbone`), empty ones do not count.
     Errors: SettingError for an unknown group or seeds that are no numbers.
     """
     if group and group not in GROUPS:
@@ -401,8 +426,19 @@ def table1_runs(profile: str, group: str | None = None, seeds: str = '0', epochs
     if not numbers:
         raise SettingError('no seeds given: expected numbers, such as 0,1,2')
     rows = [row for name in GROUPS if group in (None, '', name) for row in _table1_rows(GROUPS[name])]
-    settings = {'epochs': epochs} if epochs else {}
-    return [Run.of(row, profile, seed, settings) for row in rows for seed in ([0] if row.is_teacher else numbers)]
+    given = {key: value for key, value in (settings or {}).items() if value}
+    return [Run.of(row, profile, seed, _own(row, given)) for row in rows
+            for seed in ([0] if row.is_teacher else numbers)]
+
+
+def _own(row: Row, given: dict) -> dict:
+    """Of settings for a whole table those that concern this row, by the row's names for them."""
+    known = (*RECIPE_SETTINGS, *FILE_SETTINGS['method'])
+    if unknown := [key for key in given if key not in known]:
+        raise SettingError(f'a table has no setting {unknown[0]!r}; it has: {", ".join(known)}')
+    if row.is_teacher:
+        return {key.removeprefix('teacher_'): value for key, value in given.items() if key != 'backbone'}
+    return {key: value for key, value in given.items() if key in RECIPE_SETTINGS or key in _file_settings(row)}
 
 
 def shorter(profile: Profile, **changes) -> Profile:

@@ -349,8 +349,8 @@ def _columns(input: Tensor, offset: Tensor, mask: Tensor | None, geometry: _Geom
     """What the kernel's taps see, by bilinear interpolation, differentiable: (N * H' * W', K, C).
 
     A sample is a weighted sum of four pixels, that is of four rows of the map with channels last, which is what
-    embedding_bag computes in one pass; ten times as fast on a CPU as torchvision's kernel, which finds the
-    coordinates anew for each channel.
+    embedding_bag computes in one pass. Forward and backward take a third to a tenth of what torchvision's kernel
+    takes on a CPU, which finds the coordinates anew for each channel.
     """
     images, channels, height, width = input.shape
     groups = geometry.deform_groups

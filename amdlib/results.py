@@ -28,7 +28,7 @@ from pycocotools.cocoeval import COCOeval
 
 from amdlib import weights
 from amdlib.data import Dataset
-from amdlib.experiments import FILE_SETTINGS, Run, config
+from amdlib.experiments import GROUPS, Profile, Run, config, find_profile
 
 ROOT = Path(__file__).resolve().parent.parent
 METRICS = ('mAP', 'AP50', 'AP75', 'AP_S', 'AP_M', 'AP_L', 'AR1', 'AR10', 'mAR', 'AR_S', 'AR_M', 'AR_L')  # COCO's order
@@ -126,7 +126,7 @@ def _code(path: Path) -> str:
 
 def file_hashes(run: Run) -> dict[str, str]:
     """SHA-256 of the weight files that a run's settings name."""
-    return {key: weights.sha256(value) for key, value in run.settings if key in FILE_SETTINGS}
+    return {key: weights.sha256(path) for key, path in run.files().items()}
 
 
 def _digest(text: str) -> str:
@@ -296,6 +296,60 @@ def table1_wide(tidy: pd.DataFrame, group: str) -> pd.DataFrame:
             line[metric] = _cell(c.ours) + (f' ({_cell(c.paper)})' if pd.notna(c.paper) else '')
         lines.append(line)
     return pd.DataFrame(lines)
+
+
+def detector(run: Run) -> str:
+    """What a run trains, in words: `RetinaNet, ResNet-18 (width 16)`."""
+    group, profile, is_teacher = run.row.group, run.profile, run.row.is_teacher
+    network = profile.teacher if is_teacher else profile.student
+    name = group.teacher_label if is_teacher else group.student_label
+    if network is None:
+        return f'{name}, {"ResNeXt-101" if is_teacher else "ResNet-50"}'
+    # DEVIATION no-masks, see experiments
+    return f'{name.replace("Cascade Mask", "Cascade")}, ResNet-{network.depth} (width {network.width})'
+
+
+def group_title(group: str, profile: str) -> str:
+    """A table's heading: which student learns from which teacher."""
+    student, teacher = (detector(Run.of(f'{group}-{name}', profile)) for name in ('baseline', 'teacher'))
+    note = ' without masks: the data have none' if 'Cascade R-CNN' in teacher else ''
+    return f'{student}, taught by {teacher}{note}'
+
+
+def reading_notes(tidy: pd.DataFrame, records: pd.DataFrame, profile: Profile, dataset: Dataset) -> str:
+    """Markdown: what these numbers can and cannot show, and what was found, in plain words."""
+    images = len(coco_images(dataset.test_ann))
+    seeds = int(tidy.loc[tidy.row != 'teacher', 'seeds'].min())
+    lines = [profile.can_show, f'{images} test images, {seeds} seed{"s" if seeds > 1 else ""}' + (
+        '.' if seeds > 1 else ': the spread between seeds is not known, so read no order into close numbers.')]
+    mean = tidy[tidy.metric == 'mAP'].set_index(['group', 'row'])
+    for group in tidy.group.unique():
+        gains = mean.loc[group].gain.dropna().sort_values(ascending=False)
+        teacher, baseline = mean.loc[(group, 'teacher'), 'ours'], mean.loc[(group, 'baseline'), 'ours']
+        ranked = ', '.join(f'{mean.loc[(group, row), "label"]} {gain:+.1f}' for row, gain in gains.items())
+        lines.append(f'{GROUPS[group].student_label}: the teacher is {teacher - baseline:+.1f} mAP from the baseline '
+                     f'({baseline:.1f}); gains: {ranked}.')
+    lines += [f'Data: {note}.' for note in dataset.notes]
+    return '\n'.join(f'- {line}' for line in lines)
+
+
+def coco_images(ann_file: Path) -> list[dict]:
+    """The images of a COCO file."""
+    return json.loads(Path(ann_file).read_text())['images']
+
+
+def write_table1(tidy: pd.DataFrame, notes: str, place: Path, profile: str) -> Path:
+    """Write table1.csv (every cell, full precision) and table1.md (for reading) into `place`; return the latter."""
+    place.mkdir(parents=True, exist_ok=True)
+    tidy.to_csv(place / 'table1.csv', index=False, float_format='%.6f')
+    parts = [f'# Table I, profile `{find_profile(profile).name}`',
+             'COCO numbers in percent; in brackets the paper\'s. *gain*: difference to the baseline above it.']
+    for group in tidy.group.unique():
+        parts += [f'**{group_title(group, profile)}**', table1_wide(tidy, group).to_markdown(index=False,
+                                                                                           disable_numparse=True)]
+    parts += ['## What this can and cannot show', notes]
+    (place / 'table1.md').write_text('\n\n'.join(parts) + '\n')
+    return place / 'table1.md'
 
 
 def _cell(value: float | None, form: str = '.1f') -> str:

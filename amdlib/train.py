@@ -151,10 +151,15 @@ def run_row(run: Run, dataset: data.Dataset, results_dir: Path = results.ROOT / 
             return found.record
         if found.name == 'stale':
             say(f'{run.id}: its record is stale ({found.why}); training it again')
-    teacher, teacher_weights = run.teacher(), dict(run.settings).get('teacher_checkpoint')
+    teacher, teacher_weights = run.teacher(), None
     if teacher is not None:
         run_row(teacher, dataset, results_dir, say=say)
         teacher_weights = results.run_folder(teacher, dataset, results_dir) / 'weights.pth'
+    if row_needs_checkpoint(run):
+        raise TrainingError(
+            f'{run.id}: at profile paper the teacher is mmdet\'s published one: give its file as teacher_checkpoint (for '
+            f'the teacher\'s own row: checkpoint). It is {run.row.group.teacher_file} below mmdetection/v2.0/ of the '
+            'model zoo; the digits at the end of its name begin its SHA-256')
     place.mkdir(parents=True, exist_ok=True)
     if not resume:
         _clear(place)
@@ -173,6 +178,11 @@ def run_row(run: Run, dataset: data.Dataset, results_dir: Path = results.ROOT / 
     report.update('done', 1, 1)
     say(f'{run.id}: {record["numbers"]["mAP"]:.1f} mAP, {minutes(record["wall_s"])} ({record["device"]})')
     return record
+
+
+def row_needs_checkpoint(run: Run) -> bool:
+    """The paper's teachers are published weights, not trained here."""
+    return run.profile.name == 'paper' and run.row.is_teacher and 'checkpoint' not in run.files()
 
 
 def _clear(place: Path) -> None:
@@ -197,7 +207,10 @@ def _train_and_test(run: Run, cfg: Config, dataset: data.Dataset, place: Path, t
         warnings.filterwarnings('ignore', module='mmengine|mmdet|torch')
         runner = QuietRunner.from_cfg(cfg)
         runner.register_hook(ProgressHook(report))
-        runner.train()
+        if checkpoint := run.files().get('checkpoint'):
+            weights.load_strictly(runner.model, weights.read_weights(checkpoint), checkpoint)
+        else:
+            runner.train()
         trained_s = time.monotonic() - began[1]
         numbers = runner.test()
     model = runner.model.module if hasattr(runner.model, 'module') else runner.model
@@ -211,13 +224,13 @@ def _train_and_test(run: Run, cfg: Config, dataset: data.Dataset, place: Path, t
     on_gpu = torch.cuda.is_available()
     return {
         'format': 1, 'id': run.id, 'row': run.row.id, 'group': run.row.group.name, 'label': run.row.label,
-        'profile': run.profile.name, 'seed': run.seed, 'settings': dict(run.settings), **described,
+        'profile': run.profile.name, 'seed': run.seed, 'settings': {**dict(run.settings), **{key: Path(path).name for key, path in run.files().items()}}, **described,
         'files': results.file_hashes(run), 'code_fingerprint': results.code_fingerprint(run), 'code': code,
         'data': {'name': dataset.name, 'fingerprint': dataset.fingerprint, 'notes': list(dataset.notes)},
         'teacher': None if teacher_weights is None else {
-            'id': getattr(run.teacher(), 'id', None), 'weights_sha256': weights.sha256(teacher_weights)},
+            'id': run.teacher().id, 'weights_sha256': weights.sha256(teacher_weights)},
         'numbers': numbers, 'weights_sha256': weights.sha256(place / 'weights.pth'),
-        'steps': runner.max_iters, 'train_s': trained_s, 'wall_s': time.monotonic() - began[1], 'began': began[0],
+        'steps': 0 if checkpoint else runner.max_iters, 'train_s': trained_s, 'wall_s': time.monotonic() - began[1], 'began': began[0],
         'device': torch.cuda.get_device_name() if on_gpu else 'CPU', 'threads': torch.get_num_threads(),
         'peak_memory_bytes': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         'peak_gpu_memory_bytes': torch.cuda.max_memory_allocated() if on_gpu else None,

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +17,23 @@ class WeightsError(ValueError):
 
 
 def harmless_types() -> list:
-    """What mmengine's checkpoints hold besides tensors; pickles naming anything else are refused."""
-    scalar = np.float64(0).__reduce__()[0]  # its module moved between numpy 1 and 2
+    """What mmengine's checkpoints hold besides tensors; pickles naming anything else are refused.
+
+    Types that are allowed already are left out: leaving an inner `safe_globals` block would forbid them in the outer.
+    """
+    rebuild = [np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]]
+    numpy_1 = [(function, f'numpy.core.multiarray.{function.__name__}') for function in rebuild]  # moved by numpy 2
     dtypes = {type(np.dtype(kind)) for kind in ('f4', 'f8', 'i4', 'i8', 'b1', 'U1')}
-    return [HistoryBuffer, scalar, np.ndarray, np.dtype, np.ndarray.__reduce__(np.zeros(1))[0], *dtypes]
+    types = [HistoryBuffer, (_statistic, 'builtins.getattr'), np.ndarray, np.dtype, *rebuild, *numpy_1, *dtypes]
+    allowed = torch.serialization.get_safe_globals()
+    return [kind for kind in types if kind not in allowed]
+
+
+def _statistic(owner: type, name: str):
+    """Stands in for `getattr`, with which a HistoryBuffer pickles its own statistics."""
+    if owner is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
+        raise pickle.UnpicklingError(f'getattr of {name!r} from {owner!r}')
+    return getattr(owner, name)
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -34,9 +48,13 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         with torch.serialization.safe_globals(harmless_types()):
             content = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # torch raises half a dozen types for a file that is no checkpoint
+        told = str(error).partition('Unpickler error: ')[2] or str(error)  # what was refused; empty for a cut pickle
         raise WeightsError(f'{path} ({path.stat().st_size} bytes) is truncated, not a checkpoint, or holds code: '
-                           f'{str(error).splitlines()[0]}') from error
-    return content.get('state_dict', content)
+                           f'{" ".join(told.split())[:200] or type(error).__name__}') from error
+    weights = content.get('state_dict', content) if isinstance(content, dict) else content
+    if not isinstance(weights, dict):
+        raise WeightsError(f'{path} holds {type(weights).__name__}, not a state dict')
+    return weights
 
 
 def load_strictly(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:

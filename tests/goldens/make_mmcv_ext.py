@@ -4,7 +4,7 @@ The C++ sources that mmcv-lite ships are compiled (nms, softnms, roi_align, defo
 roi_pool and sigmoid_focal_loss have CUDA sources only, so they have no reference here) and called through mmcv.ops.
 Inputs, options and answers go into one file, so that the test needs neither a compiler nor the same random numbers.
 
-Run by `make goldens`. Needs g++ with C++20, ninja, Python's headers and about 3 minutes; the build stays in a
+Run by `make goldens`. Needs g++ with C++20, ninja, Python's headers and one to three minutes; the build stays in a
 temporary folder. Everything in the project's environment is left as it is.
 """
 from __future__ import annotations
@@ -157,8 +157,8 @@ def compile_operators(build: Path):
     csrc = Path(mmcv.__file__).parent / 'ops' / 'csrc'
     pybind = (csrc / 'pytorch' / 'pybind.cpp').read_text()
     wanted = '|'.join(OPERATORS)
-    declared = re.findall(rf'^(?:void|Tensor) (?:{wanted})\([^;]*;', pybind, re.M)
-    defined = re.findall(rf'^  m\.def\("(?:{wanted})"[^;]*;', pybind, re.M)
+    declared = re.findall(rf'^(?:void|Tensor) (?:{wanted})\([^;]*;', pybind, re.MULTILINE)
+    defined = re.findall(rf'^  m\.def\("(?:{wanted})"[^;]*;', pybind, re.MULTILINE)
     assert len(declared) == len(defined) == len(OPERATORS), (len(declared), len(defined))
     binding = build / 'binding.cpp'
     binding.write_text('\n'.join(['#include <torch/extension.h>', '#include "pytorch_cpp_helper.hpp"', *declared,
@@ -176,7 +176,7 @@ def compile_operators(build: Path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--output', type=Path, default=GOLDENS)
-    parser.add_argument('--build', type=Path, help='keep the build in this folder, and use what it holds')
+    parser.add_argument('--build', type=Path, help='keep the build in this folder')
     args = parser.parse_args()
     torch.set_num_threads(1)  # sums in one order
     with tempfile.TemporaryDirectory() as scratch:
