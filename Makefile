@@ -35,6 +35,7 @@ help:  ## this text
 #? TEACHER_BACKBONE the same for the teacher
 #? TEACHER weight file of a whole teacher detector, instead of training one; with one GROUP
 #? PYTHON interpreter for make setup, 3.11 or newer; default: python3
+#? PUBLIC folder of the public code, for make goldens (see tests/goldens/)
 #? VENV folder of the virtual environment; default: .venv
 
 setup: $(SETUP)  ## create the virtual environment from requirements.lock (every other target does so too)

@@ -55,8 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     changes = argparse.ArgumentParser(add_help=False)
     changes.add_argument('--seed', type=int, default=0)
     changes.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', dest='settings',
-                         help='epochs, batch_size, lr, amp, a weight file (backbone, teacher_backbone, teacher_checkpoint), or '
-                              "an argument of the method's loss such as phi; repeatable, part of the run's name")
+                         help='epochs, batch_size, lr, amp, a weight file (backbone, teacher_backbone, '
+                              "teacher_checkpoint), or an argument of the method's loss such as phi; repeatable, part of the "
+                              "run's name")
 
     add('list', _list, 'list every row with the paper\'s value')
     show = add('show', _show, "print a run's whole mmengine config as Python text", where, changes)
@@ -122,16 +123,19 @@ def _to_stderr(*words) -> None:
 
 def _list(_arguments) -> None:
     from amdlib.experiments import PROFILES, ROWS, Run
-    from amdlib.results import _paper_value, paper_table
+    from amdlib.results import paper_table, paper_value
     paper = paper_table('I').set_index(['group', 'row'])
-    print(f'{"row":22} {"paper mAP":>9}  {"student":14} {"method":7} ' + ' '.join(f'{p:>6}' for p in PROFILES) + ' epochs')
+    profiles = ' '.join(f'{name:>6}' for name in PROFILES)
+    print(f'{"row":22} {"paper mAP":>9}  {"detector":18} {"method":7} {profiles} epochs')
     for row in ROWS.values():
-        value = _paper_value(paper, row.group.name, row.label, 'mAP')
-        epochs = ' '.join(f'{"-" if p == "paper" and row.is_teacher else Run(row, PROFILES[p]).epochs:>6}' for p in PROFILES)
+        value = paper_value(paper, row.group.name, row.label, 'mAP')
+        # the paper's teachers are published checkpoints
+        epochs = ' '.join(f'{"-" if name == "paper" and row.is_teacher else Run(row, profile).epochs:>6}'
+                          for name, profile in PROFILES.items())
         detector = row.group.teacher_label if row.is_teacher else row.group.student_label
-        print(f'{row.id:22} {value:9.1f}  {detector[:14]:14} {row.method or "-":7} {epochs}')
-    print('\nassumed values (the paper does not state them): alpha, T = 0.5, phi = 1.0, SE reduction, random mask ratio, '
-          'inheriting; see README')
+        print(f'{row.id:22} {value:9.1f}  {detector:18} {row.method or "-":7} {epochs}')
+    print('\nassumed values (the paper does not state them): alpha, T = 0.5, phi = 1.0, SE reduction, random mask '
+          'ratio, inheriting; see README')
 
 
 def _show(arguments) -> None:

@@ -104,7 +104,8 @@ class _Batch:
         place = results.run_folder(run, self.dataset, self.results_dir)
         place.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, '-m', 'amdlib', 'run', run.row.id, '--profile', run.profile.name, '--seed',
-                   str(run.seed), '--results', str(self.results_dir), *(['--data', str(self.data)] if self.data else []),
+                   str(run.seed), '--results', str(self.results_dir),
+                   *(['--data', str(self.data)] if self.data else []),
                    *(['--device', self.device] if self.device else []), *(['--force'] if self.force else []),
                    *(word for key, value in run.settings for word in ('--set', f'{key}={value}'))]
         log = place / 'console.log'
@@ -117,7 +118,7 @@ class _Batch:
         import torch
         threads = max(1, len(os.sched_getaffinity(0)) // self.jobs)
         env = {**os.environ, 'OMP_NUM_THREADS': str(threads), 'PYTHONUNBUFFERED': '1'}
-        if self.device is None and torch.cuda.device_count() > 1:
+        if self.device in (None, 'cuda') and torch.cuda.device_count() > 1:
             visible = os.environ.get('CUDA_VISIBLE_DEVICES')
             cards = visible.split(',') if visible else [str(i) for i in range(torch.cuda.device_count())]
             env['CUDA_VISIBLE_DEVICES'] = cards[slot % len(cards)]
@@ -147,6 +148,6 @@ class _Batch:
         parts = []
         for run in self.running:
             p = results.read_progress(results.run_folder(run, self.dataset, self.results_dir))
-            if p:
-                parts.append(describe(run.id, p['phase'], p['step'], p['steps'], p['s_per_step'], p['left_s']))
+            parts.append(describe(run.id, p['phase'], p['step'], p['steps'], p['s_per_step'], p['left_s']) if p
+                         else f'{run.id} starting')
         self.say(f'[{self._done()}] {minutes(time.monotonic() - self.began_s)}  ' + ' | '.join(parts))

@@ -627,12 +627,12 @@ class ShapesSpec:
     large_px: tuple[int, int] = (101, 112)       # at most one an image, under all others
     small_percent: int = 40                      # of the objects that are not large
     large_percent: int = 20                      # of the images
-    min_visible_percent: int = 45                # of an object's pixels
+    min_visible_percent: int = 55                # of an object's pixels
     min_stretch_percent: int = 75                # shorter to longer axis; large objects are not stretched
-    min_contrast: int = 28                       # grey levels between an object and what it covers, in the best channel
-    texture: int = 22                            # amplitude of noise, gradients and stripes, grey levels
-    noise: int = 12                              # amplitude of pixel noise, grey levels
-    strokes: tuple[int, int] = (2, 6)            # distractor lines behind the objects
+    min_contrast: int = 45                       # grey levels between an object and what it covers, in the best channel
+    texture: int = 18                            # amplitude of noise, gradients and stripes, grey levels
+    noise: int = 8                               # amplitude of pixel noise, grey levels
+    strokes: tuple[int, int] = (1, 4)            # distractor lines behind the objects
 
     def __post_init__(self):
         unknown = set(self.classes) - set(_OUTLINES)

@@ -87,7 +87,8 @@ class Distiller(BaseModel):
         # names as in the public FGD and MGD checkpoints: distill_losses.loss_mgd_fpn_0.align.weight
         self.distill_losses = nn.ModuleDict()
         for i, (c_s, c_t) in zip(self.levels, self._measure_channels(), strict=True):
-            self.distill_losses[f'loss_{method}_fpn_{i}'] = _build_loss(method, c_s, c_t, options or {}, 1000 * seed + i)
+            loss = _build_loss(method, c_s, c_t, options or {}, 1000 * seed + i)
+            self.distill_losses[f'loss_{method}_fpn_{i}'] = loss
 
     def init_weights(self) -> None:
         """Initialise the student, then copy from the teacher what `inherit` names."""
@@ -160,8 +161,8 @@ class Distiller(BaseModel):
             if s is None or t is None:
                 raise ValueError(f'level {i}: the {"student" if s is None else "teacher"} does not run that module')
             if s.dim() != 4 or t.dim() != 4 or s.shape[2:] != t.shape[2:]:
-                raise ValueError(f'level {i}: for a {PROBE_PX}x{PROBE_PX} image the student gives {tuple(s.shape)}, the '
-                                 f'teacher {tuple(t.shape)}; height and width must agree')
+                raise ValueError(f'level {i}: for a {PROBE_PX}x{PROBE_PX} image the student gives {tuple(s.shape)}, '
+                                 f'the teacher {tuple(t.shape)}; height and width must agree')
         return [(s.shape[1], t.shape[1]) for s, t in zip(f_s, f_t, strict=True)]
 
 
@@ -191,7 +192,7 @@ def _check_same_pixels(student: nn.Module, teacher: nn.Module) -> None:
 def _stop_if_not_finite(total: Tensor, terms: dict[str, Tensor]) -> None:
     if torch.isfinite(total):
         return
-    values = {name: float(value) for name, value in terms.items()}
+    values = {name: float(value.detach()) for name, value in terms.items()}
     bad = ', '.join(f'{name} = {value}' for name, value in values.items()
                     if name != 'loss' and not torch.isfinite(torch.tensor(value)))
     raise NonFiniteLossError(f'the loss is not finite: {bad or "the sum overflows"}; all terms: {values}')

@@ -7,14 +7,20 @@ from __future__ import annotations
 
 import ast
 import copy
+import functools
 import inspect
+import math
+import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mmengine.config import Config, ConfigDict
-from mmengine.hub import get_config
+from mmengine import hub
 
 from amdlib.data import Dataset
+
+get_config = functools.cache(hub.get_config)  # reads files; what it returns is copied before it is changed
+warnings.filterwarnings('ignore', message='pkg_resources is deprecated')  # mmengine's; setuptools is pinned for it
 
 PAPER_CHANNELS, PAPER_IMAGE_PX = 256, (1333, 800)  # what the published loss weights belong to
 
@@ -119,7 +125,7 @@ class Profile:
     name: str
     image_px: tuple[int, int]            # width, height that the image is fitted into
     batch_size: int                      # images a step and GPU
-    epochs: dict[str, int] = field(hash=False)  # by row id, 'teacher', group or 'student': the first of these that is there
+    epochs: dict[str, int] = field(hash=False)  # by row id, 'teacher', group or 'student', the first that is there
     student: Network | None = None       # None: mmdet's own backbones
     teacher: Network | None = None
     neck_channels: int = PAPER_CHANNELS
@@ -133,10 +139,10 @@ class Profile:
 
 
 PROFILES = {profile.name: profile for profile in (
-    Profile('mini', (128, 128), 4, {'retinanet-teacher': 8, 'faster_rcnn-teacher': 6, 'teacher': 9,
+    Profile('mini', (128, 128), 4, {'faster_rcnn-teacher': 6, 'teacher': 9,
                                     'reppoints': 7, 'faster_rcnn': 4, 'student': 5},
             Network(18, 16), Network(18, 24), 64, 3e-3,
-            head_convs=2, fc_channels=128, anchor_scale=0.5, proposals=100, workers=0,
+            head_convs=2, fc_channels=128, anchor_scale=0.5, proposals=64, workers=0,
             can_show='Scenes of shapes, narrow networks, minutes on a CPU: it shows that every part works, that a '
                      'better teacher helps, and how large the effects are here. It cannot show which method is better '
                      'on COCO: networks, data and schedule are others, and one seed on a few hundred test images does '
@@ -182,7 +188,11 @@ class Run:
         row = find_row(row) if isinstance(row, str) else row
         profile = find_profile(profile) if isinstance(profile, str) else profile
         checked = {key: _checked(row, key, value) for key, value in (settings or {}).items()}
-        return cls(row, profile, int(seed), tuple(sorted(checked.items())))
+        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+            raise SettingError(f'seed={seed!r}: expected an integer of 0 or more')
+        if changed := {key: value for key, value in checked.items() if key in _method_settings(row)}:
+            _try_options(row, changed)  # a value out of range is told before a teacher is trained for it
+        return cls(row, profile, seed, tuple(sorted(checked.items())))
 
     @property
     def id(self) -> str:
@@ -235,6 +245,14 @@ def _method_settings(row: Row) -> dict[str, inspect.Parameter]:
     return {name: p for name, p in parameters.items() if name not in ('student_channels', 'teacher_channels', 'seed')}
 
 
+def _try_options(row: Row, changed: dict) -> None:
+    from amdlib.distill import METHODS
+    try:
+        METHODS[row.method](16, 16, **{**row.options, **changed})
+    except ValueError as error:
+        raise SettingError(f'{row.id}: {error}') from None
+
+
 def _file_settings(row: Row) -> tuple[str, ...]:
     return FILE_SETTINGS[row.name if row.method is None else 'method']
 
@@ -249,11 +267,11 @@ def _checked(row: Row, key: str, value):
             value = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             raise SettingError(f'{key}={value!r}: expected {kinds[key].__name__}') from None
-    if kinds[key] is float and isinstance(value, int):
+    if kinds[key] is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, kinds[key]) or isinstance(value, bool) and kinds[key] is not bool:
         raise SettingError(f'{key}={value!r}: expected {kinds[key].__name__}')
-    if key in RECIPE_SETTINGS and kinds[key] is not bool and value <= 0:
+    if key in RECIPE_SETTINGS and kinds[key] is not bool and not 0 < value < math.inf:
         raise SettingError(f'{key}={value!r}: expected a positive number')
     if key in _file_settings(row):
         if not Path(value).is_file():

@@ -18,7 +18,7 @@ def execute(notebook: Path, output: Path, parameters: dict) -> Path:
     Args:
         parameters: values or, as from a command line, their text; None and '' keep the notebook's default.
     Errors: NotebookError for a notebook that does not exist, a parameter that it does not have, or a cell that fails
-        (the executed part is in `output`).
+        (what was executed is in `<output>.failed.ipynb`).
     """
     if not notebook.is_file():
         known = ', '.join(sorted(path.stem for path in notebook.parent.glob('*.ipynb')))
@@ -32,14 +32,16 @@ def execute(notebook: Path, output: Path, parameters: dict) -> Path:
              if value not in (None, '')}
     output.parent.mkdir(parents=True, exist_ok=True)
     beside = output.with_name(f'.{output.name}')  # a failed execution must not pass for the result
+    failed = output.with_name(f'{output.stem}.failed.ipynb')
+    failed.unlink(missing_ok=True)
     try:
         papermill.execute_notebook(str(notebook), str(beside), parameters=given, progress_bar=False,
                                    stdout_file=sys.stdout, stderr_file=sys.stderr,
+                                   extra_arguments=['--IPKernelApp.log_level=ERROR'],
                                    cwd=str(notebook.parent))
     except papermill.PapermillExecutionError as error:
-        failed = output.with_name(f'{output.stem}.failed.ipynb')
         beside.replace(failed)
-        raise NotebookError(f'cell {error.cell_index} of {notebook.name} failed with {error.ename}: {error.evalue}\n'
+        raise NotebookError(f'cell [{error.exec_count}] of {notebook.name} failed with {error.ename}: {error.evalue}\n'
                             f'executed so far: {failed}') from None
     return beside.replace(output)
 

@@ -39,5 +39,6 @@ def gains(tidy: pd.DataFrame) -> Figure:
 
 def save(figure: Figure, stem: Path) -> None:
     """Write `stem`.png (200 dots an inch) and `stem`.svg."""
-    figure.savefig(stem.with_suffix('.png'), dpi=200, metadata={'Software': None})
-    figure.savefig(stem.with_suffix('.svg'), metadata={'Date': None})
+    with plt.rc_context(STYLE):  # the svg's ids are salted when it is written
+        figure.savefig(stem.with_suffix('.png'), dpi=200, metadata={'Software': None})
+        figure.savefig(stem.with_suffix('.svg'), metadata={'Date': None})

@@ -52,7 +52,7 @@ def coco_numbers(ann_file: str | Path, detections: list[dict]) -> dict[str, floa
         truth = COCO(str(ann_file))
         found = COCO()
         if detections:
-            found = truth.loadRes(detections)
+            found = truth.loadRes([dict(detection) for detection in detections])  # it writes into them
         else:  # loadRes refuses an empty list
             found.dataset = {**{key: truth.dataset[key] for key in ('images', 'categories')}, 'annotations': []}
             found.createIndex()
@@ -111,17 +111,19 @@ def code_fingerprint(run: Run) -> str:
     """16 hex digits over the parts of the kit that a row's numbers depend on, comments and docstrings apart."""
     modules = ['mmcv_ext.py', 'train.py']
     if run.row.method is not None:
-        modules += ['distill.py', 'amd.py' if run.row.method == 'amd' else 'losses.py']
+        modules += ['distill.py', 'amd.py']  # the rivals' losses are built from amd.py's parts
+        if run.row.method != 'amd':
+            modules.append('losses.py')
     return _digest(''.join(_code(ROOT / 'amdlib' / name) for name in modules))
 
 
 def _code(path: Path) -> str:
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
-        body = getattr(node, 'body', None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
-            body[0].value.value = ''
-    return ast.dump(tree)
+        match getattr(node, 'body', None):
+            case [ast.Expr(value=ast.Constant() as docstring), *_]:
+                docstring.value = ''
+    return ast.unparse(tree)  # unlike ast.dump, the same on every version of Python
 
 
 def file_hashes(run: Run) -> dict[str, str]:
@@ -213,7 +215,8 @@ def versions() -> dict[str, str]:
 def commit() -> dict[str, str | bool | None]:
     """The commit that the kit stands on, and whether the tree had uncommitted changes (None: no git)."""
     def git(*words: str) -> str:
-        return subprocess.run(['git', '-C', str(ROOT), *words], capture_output=True, text=True, check=True).stdout.strip()
+        done = subprocess.run(['git', '-C', str(ROOT), *words], capture_output=True, text=True, check=True)
+        return done.stdout.strip()
     try:
         return {'commit': git('rev-parse', 'HEAD'), 'clean': git('status', '--porcelain', '-uno') == ''}
     except (OSError, subprocess.CalledProcessError):
@@ -255,8 +258,8 @@ def table1(records: pd.DataFrame) -> pd.DataFrame:
     for (group, row), runs in records.groupby(['group', 'row'], sort=False):
         base = records[(records.group == group) & (records.row == 'baseline')]
         for metric in TABLE1_METRICS:
-            printed = _paper_value(paper, group, runs.label.iloc[0], metric)
-            printed_base = _paper_value(paper, group, 'baseline', metric)
+            printed = paper_value(paper, group, runs.label.iloc[0], metric)
+            printed_base = paper_value(paper, group, 'baseline', metric)
             is_method = row not in ('teacher', 'baseline')
             lines.append({
                 'group': group, 'row': row, 'label': runs.label.iloc[0], 'metric': metric,
@@ -274,7 +277,7 @@ def _difference(runs: pd.DataFrame, base: pd.DataFrame, metric: str) -> float | 
     return runs[metric].astype(float).mean() - base[metric].astype(float).mean()
 
 
-def _paper_value(paper: pd.DataFrame, group: str, label: str, metric: str) -> float | None:
+def paper_value(paper: pd.DataFrame, group: str, label: str, metric: str) -> float | None:
     """The paper's number in percent; a teacher's mAP stands in its name: 'RetinaNet-ResNeXt101 (41.0)'."""
     if label == 'Teacher':
         named = re.search(r'\(([\d.]+)\)', paper.loc[(group, 'baseline'), 'teacher'])
@@ -289,8 +292,8 @@ def table1_wide(tidy: pd.DataFrame, group: str) -> pd.DataFrame:
         by_metric = cells.set_index('metric')
         m = by_metric.loc['mAP']
         spread = f' ± {m.sd:.1f}' if m.seeds > 1 else ''
-        line = {'': label, 'mAP': f'{_cell(m.ours)}{spread}', 'gain': _cell(m.gain, '+.1f'), 'paper mAP': _cell(m.paper),
-                'paper gain': _cell(m.paper_gain, '+.1f')}
+        line = {'': label, 'mAP': f'{_cell(m.ours)}{spread}', 'gain': _cell(m.gain, '+.1f'),
+                'paper mAP': _cell(m.paper), 'paper gain': _cell(m.paper_gain, '+.1f')}
         for metric in TABLE1_METRICS[1:]:
             c = by_metric.loc[metric]
             line[metric] = _cell(c.ours) + (f' ({_cell(c.paper)})' if pd.notna(c.paper) else '')

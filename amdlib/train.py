@@ -147,7 +147,8 @@ def run_row(run: Run, dataset: data.Dataset, results_dir: Path = results.ROOT / 
     if work_dir is None:
         found = results.state(run, dataset, results_dir)
         if found.name == 'done' and not force:
-            say(f'{run.id}: done already, {found.record["numbers"]["mAP"]:.1f} mAP (FORCE=1 or --force trains it again)')
+            say(f'{run.id}: done already, {found.record["numbers"]["mAP"]:.1f} mAP '
+                '(FORCE=1 or --force trains it again)')
             return found.record
         if found.name == 'stale':
             say(f'{run.id}: its record is stale ({found.why}); training it again')
@@ -157,15 +158,16 @@ def run_row(run: Run, dataset: data.Dataset, results_dir: Path = results.ROOT / 
         teacher_weights = results.run_folder(teacher, dataset, results_dir) / 'weights.pth'
     if row_needs_checkpoint(run):
         raise TrainingError(
-            f'{run.id}: at profile paper the teacher is mmdet\'s published one: give its file as teacher_checkpoint (for '
-            f'the teacher\'s own row: checkpoint). It is {run.row.group.teacher_file} below mmdetection/v2.0/ of the '
-            'model zoo; the digits at the end of its name begin its SHA-256')
+            f"{run.id}: at profile paper the teacher is mmdet's published one: give its file as teacher_checkpoint "
+            f"(make: TEACHER=; the teacher's own row: checkpoint). It is {run.row.group.teacher_file} below "
+            'mmdetection/v2.0/ of the model zoo; the digits at the end of its name begin its SHA-256')
     place.mkdir(parents=True, exist_ok=True)
     if not resume:
         _clear(place)
     cfg = config(run, dataset, place / 'mmengine', teacher_weights)
     if cfg_options:
         cfg.merge_from_dict(cfg_options)
+    (place / 'error.txt').unlink(missing_ok=True)  # of the part before a resume
     report = ProgressReport(place, run.id)
     report.update('start', 0, 1)
     try:
@@ -198,7 +200,8 @@ def _train_and_test(run: Run, cfg: Config, dataset: data.Dataset, place: Path, t
     code = results.commit()
     described = {'settings_hash': results.settings_hash(cfg), 'config': cfg.pretty_text}
     cfg.resume = resume
-    cfg.experiment_name = f'{run.id}-{time.time_ns()}'  # mmengine keeps loggers by name for the life of the process
+    cfg.experiment_name = f'{run.id}-{time.time_ns()}'
+    cfg.visualizer.name = cfg.experiment_name  # mmengine keeps loggers and visualizers by name for the process's life
     cfg.test_evaluator.detections = str(place / 'detections.json.gz')
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -218,19 +221,23 @@ def _train_and_test(run: Run, cfg: Config, dataset: data.Dataset, place: Path, t
     numbers = {name.removeprefix('coco/'): value for name, value in numbers.items()}
     weights.write_weights(place / 'weights.pth', student.state_dict(), {
         'run': run.id, 'profile': run.profile.name, 'numbers': numbers, 'classes': list(dataset.classes), **code})
-    shutil.rmtree(place / 'mmengine' / 'vis_data', ignore_errors=True)
-    for checkpoint in (place / 'mmengine').glob('*.pth'):
-        checkpoint.unlink()  # weights.pth is what is kept; optimizer state serves an unfinished run only
+    for scalars in (place / 'mmengine').glob('*/vis_data'):
+        shutil.rmtree(scalars)
+    for unfinished in [*(place / 'mmengine').glob('*.pth'), place / 'mmengine' / 'last_checkpoint']:
+        unfinished.unlink(missing_ok=True)  # weights.pth is what is kept; optimizer state serves an unfinished run only
     on_gpu = torch.cuda.is_available()
     return {
         'format': 1, 'id': run.id, 'row': run.row.id, 'group': run.row.group.name, 'label': run.row.label,
-        'profile': run.profile.name, 'seed': run.seed, 'settings': {**dict(run.settings), **{key: Path(path).name for key, path in run.files().items()}}, **described,
+        'profile': run.profile.name, 'seed': run.seed,
+        'settings': {**dict(run.settings), **{key: Path(path).name for key, path in run.files().items()}},
+        **described,
         'files': results.file_hashes(run), 'code_fingerprint': results.code_fingerprint(run), 'code': code,
         'data': {'name': dataset.name, 'fingerprint': dataset.fingerprint, 'notes': list(dataset.notes)},
         'teacher': None if teacher_weights is None else {
             'id': run.teacher().id, 'weights_sha256': weights.sha256(teacher_weights)},
         'numbers': numbers, 'weights_sha256': weights.sha256(place / 'weights.pth'),
-        'steps': 0 if checkpoint else runner.max_iters, 'train_s': trained_s, 'wall_s': time.monotonic() - began[1], 'began': began[0],
+        'steps': 0 if checkpoint else runner.max_iters, 'train_s': trained_s, 'wall_s': time.monotonic() - began[1],
+        'began': began[0],
         'device': torch.cuda.get_device_name() if on_gpu else 'CPU', 'threads': torch.get_num_threads(),
         'peak_memory_bytes': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         'peak_gpu_memory_bytes': torch.cuda.max_memory_allocated() if on_gpu else None,

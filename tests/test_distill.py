@@ -21,9 +21,9 @@ def cfg_of(dataset, tiny):
         cfg = copy.deepcopy(configs[row])
         if teacher_channels:
             wide = shorter(tiny, neck_channels=teacher_channels)
-            cfg.model.teacher = config(Run.of(f'{cfg.model_group}-teacher' if 'model_group' in cfg else
-                                              f'{row.split("-")[0]}-teacher', wide), dataset).model
-        cfg.model.update(changes)
+            cfg.model.teacher = config(Run.of(f'{row.split("-")[0]}-teacher', wide), dataset).model
+        for key, value in changes.items():  # update() would merge options into options
+            cfg.model[key] = value
         return cfg
     return make
 
@@ -95,7 +95,8 @@ def test_a_training_step_changes_the_student_and_nothing_of_the_teacher(build, c
 
 @pytest.mark.parametrize('method', METHODS)
 def test_the_gradient_of_every_method_reaches_the_student_and_not_the_teacher(build, batch, method):
-    model = build(method=method, options={})
+    # MGD's usual ratio may mask the whole of a coarse level, which then has no gradient
+    model = build(method=method, options={'lambda_mgd': 0.1} if method == 'mgd' else {})
     distilled = distillation(model.loss(**batch(model)))
     assert len(distilled) == 5
     for i, term in enumerate(distilled.values()):
@@ -118,7 +119,7 @@ def test_the_teachers_head_is_never_computed(cfg_of, batch, row):
     model = Distiller(**{**{k: v for k, v in cfg.model.items() if k != 'type'}, 'teacher': teacher})
     model.loss(**batch(model))
     assert not called
-    teacher.predict(**batch(model))
+    teacher.train()(**batch(model), mode='loss')
     assert called  # the hooks work
 
 
@@ -166,29 +167,29 @@ def test_every_levels_term_and_share_is_logged(build, batch, row):
     detection = sum(value for name, value in logged.items()
                     if 'loss' in name and name != 'loss' and name not in terms)
     assert detection > 0
-    assert float(sum(shares) + detection / total) == pytest.approx(1, abs=1e-5)
-    assert float(total) == pytest.approx(float(detection + sum(terms.values())), rel=1e-5)  # shares are not added up
+    assert float((sum(shares) + detection / total).detach()) == pytest.approx(1, abs=1e-5)
+    assert total.item() == pytest.approx((detection + sum(terms.values())).item(), rel=1e-5)  # shares are not added up
     for i, term in zip(levels, terms.values(), strict=True):
-        assert float(logged[f'share_fpn_{i}'] * total) == pytest.approx(float(term), rel=1e-4, abs=1e-9)
+        assert (logged[f'share_fpn_{i}'] * total).item() == pytest.approx(term.item(), rel=1e-4, abs=1e-9)
 
 
 def test_a_term_is_the_loss_between_the_outputs_of_the_named_modules(build, batch):
     """RepPoints: before the neck's group norm, so the convolutions are redone by hand here."""
     model = build('reppoints-fgd')
     data = batch(model)
-    losses = model.loss(**data)
-    model.student.eval()  # only the statistics of batch norm differ between the modes: compare in one of them
+    for module in model.student.backbone.modules():
+        module.eval()  # both passes see the same statistics of batch norm
     losses = model.loss(**data)
     boxes = [sample.gt_instances.bboxes for sample in data['data_samples']]
     shapes = [sample.img_shape for sample in data['data_samples']]
+
     def before_norm(detector):
-        stages = detector.backbone(data['inputs'])
-        neck = detector.neck
+        stages, neck = detector.backbone(data['inputs']), detector.neck
         laterals = [conv(x) for conv, x in zip(neck.lateral_convs, stages[1:], strict=True)]
         for i in (1, 0):
             laterals[i] = laterals[i] + torch.nn.functional.interpolate(
                 laterals[i + 1], size=laterals[i].shape[2:], mode='nearest')
-        return [conv.conv(x) for conv, x in zip(neck.fpn_convs, laterals, strict=False)]
+        return [conv.conv(x) for conv, x in zip(neck.fpn_convs, laterals, strict=False)]  # without the extra levels
     with torch.no_grad():
         for i, (f_s, f_t) in enumerate(zip(before_norm(model.student), before_norm(model.teacher), strict=True)):
             loss = model.distill_losses[f'loss_fgd_fpn_{i}']
@@ -218,8 +219,8 @@ def test_a_few_steps_on_one_batch_lower_both_parts_of_the_loss(build, cfg_of, tr
     optimiser = build_optim_wrapper(model, {**cfg.optim_wrapper, 'optimizer': dict(type='AdamW', lr=1e-3)})
     data = train_batch(cfg)
     logged = [model.train_step(copy.deepcopy(data), optimiser) for _ in range(12)]
-    distilled = [float(sum(distillation(step).values())) for step in logged]
-    detected = [float(step['loss']) - part for step, part in zip(logged, distilled, strict=True)]
+    distilled = [sum(distillation(step).values()).item() for step in logged]
+    detected = [step['loss'].item() - part for step, part in zip(logged, distilled, strict=True)]
     assert distilled[-1] < 0.9 * distilled[0]
     assert detected[-1] < 0.9 * detected[0]
 
@@ -270,7 +271,6 @@ def test_neck_and_head_are_inherited_where_shapes_match(build):
     assert all(torch.equal(student[name], teacher[name]) for name in expected)
     assert 'bbox_head.retina_cls.weight' in expected and 'neck.fpn_convs.0.conv.weight' in expected
     assert 'neck.lateral_convs.0.conv.weight' not in expected  # the teacher's backbone is wider
-    assert not torch.equal(student['backbone.layer1.0.bn1.weight'][:1].new_zeros(1), student['neck.fpn_convs.0.conv.weight'][0, 0, 0, :1])
     student['neck.fpn_convs.0.conv.weight'].zero_()  # copies, not the teacher's own tensors
     assert teacher['neck.fpn_convs.0.conv.weight'].abs().sum() > 0
 
@@ -388,7 +388,8 @@ def test_levels_and_seeds_draw_different_masks(build):
     assert all(torch.equal(a, b) for a, b in zip(drawn[5:], again, strict=True))
 
 
-@pytest.mark.parametrize('changes', [{'row': 'retinanet-mgd'}, {'row': 'retinanet-amd', 'options': {'spatial': 'random'}}])
+@pytest.mark.parametrize('changes', [{'row': 'retinanet-mgd'},
+                                     {'row': 'retinanet-amd', 'options': {'spatial': 'random'}}])
 def test_a_resumed_run_continues_the_sequence_of_masks(build, tmp_path, changes):
     first = build(**changes)
     begun = masks(first)

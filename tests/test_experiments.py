@@ -1,0 +1,386 @@
+import ast
+import copy
+import functools
+import inspect
+import os
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmengine.config import Config
+from mmengine.hub import get_config
+
+from amdlib import experiments
+from amdlib.amd import AMDLoss
+from amdlib.data import Dataset
+from amdlib.distill import METHODS
+from amdlib.experiments import (GROUPS, PROFILES, ROWS, Run, SettingError, config, find_profile, find_row,
+                                scale_weights, shorter, table1_runs)
+from amdlib.losses import FGDLoss, FKDLoss, MGDLoss
+
+ROOT = Path(__file__).parents[1]
+PAPER = Path(os.environ.get('AMD_SHARED', ROOT.parent / 'shared')) / 'paper'
+needs_paper = pytest.mark.skipif(not PAPER.is_dir(), reason='AMD_SHARED has no folder paper')
+
+METHOD_ROWS = [row.id for row in ROWS.values() if row.method]
+CELLS = Dataset('cells', Path('/d/train.json'), Path('/d/train'), Path('/d/test.json'), Path('/d/test'),
+                ('platelet', 'rbc', 'wbc'), '0' * 16, ())
+
+
+@pytest.fixture(scope='module')
+def cfg_of(dataset):
+    """Row id, profile name -> its Config (made once, handed out as copies)."""
+    @functools.cache
+    def make(row, profile):
+        return config(Run.of(row, profile), {'mini': dataset, 'small': CELLS, 'paper': None}[profile])
+    return lambda row, profile='paper': copy.deepcopy(make(row, profile))
+
+
+def method_of(group, method='amd'):
+    return f'{group}-{method}'
+
+
+def resize_scales(cfg):
+    return [step.scale for loader in (cfg.train_dataloader, cfg.test_dataloader)
+            for step in loader.dataset.pipeline if step.type == 'Resize']
+
+
+# ---- rows -------------------------------------------------------------------------------------------------------
+
+def test_the_rows_are_table_1():
+    assert list(ROWS) == [f'{group}-{row}' for group in ('retinanet', 'reppoints', 'faster_rcnn')
+                          for row in ('teacher', 'baseline', 'fkd', 'fgd', 'mgd', 'amd')]
+    assert all(key == row.id for key, row in ROWS.items())
+
+
+def test_every_label_stands_in_the_papers_table_1():
+    table = pd.read_csv(ROOT / 'data' / 'paper_tables.csv')
+    printed = set(table[table.table == 'I'][['group', 'row']].itertuples(index=False, name=None))
+    assert printed == {(row.group.name, row.label) for row in ROWS.values() if not row.is_teacher}
+
+
+@needs_paper
+def test_the_papers_tables_are_the_shared_ones():
+    assert (ROOT / 'data' / 'paper_tables.csv').read_bytes() == (PAPER / 'tables.csv').read_bytes()
+
+
+@needs_paper
+@pytest.mark.parametrize('group', GROUPS.values(), ids=GROUPS)
+def test_detectors_and_teachers_are_those_of_the_methods_page(group):
+    page = (PAPER / 'method.md').read_text()
+    line = next(line for line in page.splitlines() if line.startswith(f'| {group.name} |'))
+    for value in (group.student_config, group.teacher_config, group.teacher_file):
+        assert f'`{value}`' in line
+
+
+@pytest.mark.parametrize(('group', 'digits'),
+                         [('retinanet', '366f5af1'), ('reppoints', 'f87da1ea'), ('faster_rcnn', 'e75f90c8')])
+def test_the_teachers_file_ends_in_the_first_digits_of_its_hash(group, digits):
+    assert re.fullmatch(rf'[\w/%-]+[-_]{digits}\.pth', GROUPS[group].teacher_file)
+
+
+@pytest.mark.parametrize('row', ROWS)
+@pytest.mark.parametrize('profile', PROFILES)
+def test_every_row_at_every_profile_gives_a_config(cfg_of, row, profile):
+    cfg = cfg_of(row, profile)
+    assert isinstance(cfg, Config)
+    assert (cfg.model.type == 'Distiller') == (ROWS[row].method is not None)
+    assert cfg.train_dataloader.batch_size == PROFILES[profile].batch_size
+    assert cfg.train_cfg.max_epochs == Run.of(row, profile).epochs
+    assert resize_scales(cfg) == [PROFILES[profile].image_px] * 2
+    assert cfg.test_evaluator.type == 'CocoNumbers'
+    assert not {'val_dataloader', 'val_cfg', 'val_evaluator'} & set(cfg)  # nothing is selected on the reported split
+    assert cfg.default_hooks.checkpoint.save_best is None
+    if profile != 'paper':
+        data = CELLS if profile == 'small' else None
+        for detector in (cfg.model.student, cfg.model.teacher) if ROWS[row].method else (cfg.model,):
+            heads = detector.bbox_head if 'bbox_head' in detector else detector.roi_head.bbox_head
+            classes = {head.num_classes for head in (heads if isinstance(heads, list) else [heads])}
+            assert classes == {len(data.classes) if data else 5}
+        if data:
+            assert cfg.train_dataloader.dataset.ann_file == str(data.train_ann)
+            assert cfg.test_dataloader.dataset.data_prefix.img == str(data.test_images)
+            assert cfg.test_dataloader.dataset.metainfo.classes == data.classes
+            assert cfg.test_evaluator.ann_file == str(data.test_ann)
+
+
+@pytest.mark.parametrize('profile', ['mini', 'small'])
+def test_without_data_only_the_paper_profile_has_a_config(profile):
+    with pytest.raises(SettingError, match=f'profile {profile} needs a data set'):
+        config(Run.of('retinanet-baseline', profile))
+
+
+@pytest.mark.parametrize('row', ROWS)
+def test_every_row_builds_and_makes_a_training_step(dataset, tiny, train_step, row):
+    cfg = config(Run.of(row, tiny), dataset)
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    before = {name: value.clone() for name, value in model.named_parameters()}
+    logged = train_step(model, cfg)
+    assert all(torch.isfinite(value) for value in logged.values()), logged
+    method, group = ROWS[row].method, ROWS[row].group
+    terms = [name for name in logged if name.startswith('loss') and '_fpn_' in name]
+    assert terms == [f'loss_{method}_fpn_{i}' for i in group.levels if method]
+    assert any(not torch.equal(value, before[name]) for name, value in model.named_parameters())
+
+
+# ---- the paper's values (method.md) -----------------------------------------------------------------------------
+
+@pytest.mark.parametrize('row', [row.id for row in ROWS.values() if not row.is_teacher])
+def test_the_papers_schedule(cfg_of, row):
+    cfg = cfg_of(row)
+    assert cfg.train_cfg.max_epochs == 24
+    warm_up, steps = cfg.param_scheduler
+    assert (warm_up.type, warm_up.by_epoch) == ('LinearLR', False)
+    assert (steps.type, steps.by_epoch, steps.milestones, steps.gamma, steps.end) == (
+        'MultiStepLR', True, [16, 22], 0.1, 24)
+    optimizer = cfg.optim_wrapper.optimizer
+    assert (optimizer.type, optimizer.momentum, optimizer.weight_decay) == ('SGD', 0.9, 1e-4)
+    assert optimizer.lr == (0.02 if 'faster' in row else 0.01)
+    assert cfg.auto_scale_lr == {'enable': True, 'base_batch_size': 16}
+    assert cfg.optim_wrapper.clip_grad == {'max_norm': 35, 'norm_type': 2}
+    assert resize_scales(cfg) == [(1333, 800)] * 2
+    assert all(step.keep_ratio for step in cfg.train_dataloader.dataset.pipeline if step.type == 'Resize')
+    assert not any('Choice' in step.type for step in cfg.train_dataloader.dataset.pipeline)  # a single scale
+
+
+@pytest.mark.parametrize('row', METHOD_ROWS)
+def test_the_papers_detectors_are_mmdets_own(cfg_of, row):
+    model, group = cfg_of(row).model, ROWS[row].group
+    assert model.student == get_config(group.student_config).model
+    teacher = copy.deepcopy(get_config(group.teacher_config).model)
+    assert teacher.backbone.init_cfg is not None
+    teacher.backbone.init_cfg = None  # its weights come from the detector's checkpoint
+    assert model.teacher == teacher
+
+
+@pytest.mark.parametrize(('group', 'levels', 'inherit'), [
+    ('retinanet', 5, ('neck', 'bbox_head')), ('reppoints', 5, ('neck', 'bbox_head')), ('faster_rcnn', 4, ())])
+@pytest.mark.parametrize('method', ['fkd', 'fgd', 'mgd', 'amd'])
+def test_the_papers_levels_and_inheriting(cfg_of, group, levels, inherit, method):
+    model = cfg_of(method_of(group, method)).model
+    assert (model.method, tuple(model.levels), tuple(model.inherit)) == (method, tuple(range(levels)), inherit)
+    distiller = inspect.signature(MODELS.get('Distiller')).parameters
+    for side in ('student_module', 'teacher_module'):
+        assert side not in model and distiller[side].default == 'neck.fpn_convs.{i}.conv'
+
+
+@pytest.mark.parametrize(('group', 'alpha', 'ratio'),
+                         [('retinanet', 2e-5, 0.65), ('reppoints', 2e-5, 0.65), ('faster_rcnn', 5e-7, 0.45)])
+def test_the_papers_weights_of_mgd_and_amd(cfg_of, group, alpha, ratio):
+    assert cfg_of(method_of(group, 'mgd')).model.options == {'alpha_mgd': alpha, 'lambda_mgd': ratio}
+    assert cfg_of(method_of(group, 'amd')).model.options == {'alpha': alpha, 'mask_ratio': ratio}
+    loss = AMDLoss(4, 4)
+    assert (loss.temperature, loss.phi, loss.spatial, loss.generation.kind, loss.channel_position) == (
+        0.5, 1.0, 'adaptive', 'conv2', 'after')
+    assert loss.clue is not None
+    assert inspect.signature(AMDLoss).parameters['se_reduction'].default == 16
+
+
+@pytest.mark.parametrize(('group', 'weights'), [
+    ('retinanet', (1e-3, 5e-4, 5e-4, 5e-6)), ('reppoints', (1.6e-3, 8e-4, 8e-4, 8e-6)),
+    ('faster_rcnn', (5e-5, 2.5e-5, 5e-5, 5e-7))])
+def test_the_papers_weights_of_fgd(cfg_of, group, weights):
+    options = cfg_of(method_of(group, 'fgd')).model.options
+    assert options == dict(zip(('alpha_fgd', 'beta_fgd', 'gamma_fgd', 'lambda_fgd'), weights, strict=True))
+    assert FGDLoss(4, 4).temp == 0.5
+
+
+@pytest.mark.parametrize('group', GROUPS)
+def test_the_papers_weights_of_fkd(cfg_of, group):
+    loss = FKDLoss(4, 4, **cfg_of(method_of(group, 'fkd')).model.options)
+    assert (loss.feature_weight, loss.channel_weight, loss.spatial_weight, loss.nonlocal_weight) == (
+        7e-5, 4e-3, 4e-3, 7e-5)
+    assert (loss.spatial_temperature, loss.channel_temperature) == (0.5, 0.5)
+
+
+# ---- rows differ in the method only -----------------------------------------------------------------------------
+
+@pytest.mark.parametrize('profile', PROFILES)
+@pytest.mark.parametrize('group', GROUPS)
+def test_baseline_and_methods_differ_in_the_method_only(cfg_of, group, profile):
+    baseline = cfg_of(method_of(group, 'baseline'), profile).to_dict()
+    student = baseline.pop('model')
+    models = []
+    for method in ('fkd', 'fgd', 'mgd', 'amd'):
+        cfg = cfg_of(method_of(group, method), profile).to_dict()
+        models.append(cfg.pop('model'))
+        assert cfg == baseline
+        assert models[-1]['student'] == student
+        assert models[-1].pop('method') == method
+        assert models[-1].pop('options')
+    assert all(model == models[0] for model in models)
+
+
+@pytest.mark.parametrize('group', GROUPS)
+def test_the_teacher_of_the_methods_is_the_teachers_row(cfg_of, group):
+    teacher, amd = cfg_of(method_of(group, 'teacher'), 'mini'), cfg_of(method_of(group, 'amd'), 'mini')
+    assert amd.model.teacher == teacher.model
+    assert amd.optim_wrapper == teacher.optim_wrapper and amd.train_dataloader == teacher.train_dataloader
+    assert 'mask_head' not in str(teacher.model)
+
+
+def test_the_seed_is_that_of_the_run(dataset, tiny):
+    cfg = config(Run.of('retinanet-mgd', tiny, seed=3), dataset)
+    assert cfg.randomness.seed == 3 and cfg.model.seed == 3
+
+
+# ---- the rule for weights ---------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('row', METHOD_ROWS)
+def test_the_paper_profile_leaves_weights_as_they_are(row):
+    row = ROWS[row]
+    defaults = inspect.signature(METHODS[row.method]).parameters
+    options = Run.of(row, 'paper').options()
+    assert set(row.options) <= set(options)
+    assert all(value == row.options.get(name, defaults[name].default) for name, value in options.items())
+
+
+def test_the_rule_by_hand():
+    """64 channels at 100x50: a quarter of the channels, 1333 * 800 / 5000 = 213.28 times fewer positions."""
+    profile = shorter(PROFILES['mini'], neck_channels=64, image_px=(100, 50))
+    assert scale_weights(AMDLoss, {'alpha': 1e-5, 'phi': 0.7, 'mask_ratio': 0.5}, profile) == {
+        'alpha': pytest.approx(1e-5 * 4 * 213.28, rel=1e-12), 'phi': 0.7, 'mask_ratio': 0.5}
+    assert scale_weights(MGDLoss, {}, profile) == {'alpha_mgd': pytest.approx(2e-5 * 4 * 213.28, rel=1e-12)}
+    assert scale_weights(FKDLoss, {}, profile) == pytest.approx({
+        'feature_weight': 7e-5 * 2 * 213.28 ** .5, 'channel_weight': 4e-3 * 2, 'spatial_weight': 4e-3 * 213.28 ** .5,
+        'nonlocal_weight': 7e-5 * 2 * 213.28 ** .5}, rel=1e-12)
+    ones = {'alpha_fgd': 1, 'beta_fgd': 2, 'gamma_fgd': 3, 'lambda_fgd': 5}
+    assert scale_weights(FGDLoss, ones, profile) == (
+        pytest.approx({'alpha_fgd': 4, 'beta_fgd': 8, 'gamma_fgd': 3 * 213.28, 'lambda_fgd': 5 * 4 * 213.28},
+                      rel=1e-12))
+
+
+def test_the_rule_keeps_amds_weighted_term_for_the_same_error_an_element():
+    torch.manual_seed(0)
+    profile = shorter(PROFILES['mini'], neck_channels=64, image_px=(128, 128))
+    weight = scale_weights(AMDLoss, {}, profile)['alpha']
+    large, small = 256 * 1333 * 800, 64 * 128 * 128  # elements, up to the stride, for an error of 1 each
+    assert weight * small == pytest.approx(2e-5 * large, rel=1e-12)
+
+
+def test_a_weight_given_as_a_setting_is_on_the_papers_scale_too(tiny):
+    row, given = Run.of('retinanet-amd', tiny).options(), Run.of('retinanet-amd', tiny, 0, {'alpha': 4e-5}).options()
+    assert given['alpha'] == pytest.approx(2 * row['alpha'])
+
+
+# ---- settings, ids, teachers ------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(('call', 'words'), [
+    (lambda: find_row('retinanet-adm'), ["'retinanet-adm'", *ROWS]),
+    (lambda: Run.of('amd', 'mini'), ["'amd'", *ROWS]),
+    (lambda: find_profile('tiny'), ["'tiny'", *PROFILES]),
+    (lambda: Run.of('retinanet-amd', 'large'), ["'large'", *PROFILES]),
+    (lambda: Run.of('retinanet-amd', 'mini', 0, {'ph': 1.0}),
+     ["retinanet-amd has no setting 'ph'", 'phi', 'epochs', 'lr']),
+    (lambda: Run.of('retinanet-baseline', 'mini', 0, {'phi': 1.0}), ["no setting 'phi'", 'epochs', 'backbone']),
+    (lambda: Run.of('retinanet-mgd', 'mini', 0, {'student_channels': 3}), ["'student_channels'", 'lambda_mgd']),
+    (lambda: Run.of('retinanet-mgd', 'mini', 0, {'seed': 3}), ["'seed'"]),
+    (lambda: Run.of('retinanet-amd', 'mini', 0, {'phi': 'high'}), ["phi='high'", 'float']),
+    (lambda: Run.of('retinanet-amd', 'mini', 0, {'phi': True}), ['phi=True', 'float']),
+    (lambda: Run.of('retinanet-amd', 'mini', 0, {'epochs': 1.5}), ['epochs=1.5', 'int']),
+    (lambda: Run.of('retinanet-amd', 'mini', 0, {'epochs': True}), ['epochs=True', 'int']),
+    (lambda: Run.of('retinanet-amd', 'mini', 0, {'epochs': 0}), ['epochs=0', 'positive']),
+    (lambda: Run.of('retinanet-amd', 'mini', 0, {'lr': -1}), ['lr=-1', 'positive']),
+    (lambda: Run.of('retinanet-amd', 'mini', 0, {'amp': 1}), ['amp=1', 'bool']),
+    (lambda: Run.of('retinanet-amd', 'mini', 0, {'spatial': 3}), ['spatial=3', 'str']),
+    (lambda: Run.of('retinanet-amd', 'mini', 0, {'teacher_checkpoint': 'no/such.pth'}),
+     ['no/such.pth', 'no such file']),
+    (lambda: Run.of('retinanet-amd', 'mini', -1), ['seed', '-1']),
+    (lambda: table1_runs('mini', 'retina'), ["'retina'", *GROUPS]),
+    (lambda: table1_runs('mini', seeds='0,x'), ["'0,x'"]),
+    (lambda: table1_runs('mini', seeds=' '), ['no seeds']),
+    (lambda: table1_runs('mini', seeds='-1'), ['-1']),
+])
+def test_bad_input_is_refused_with_what_is_known(call, words):
+    with pytest.raises(SettingError) as caught:
+        call()
+    assert [word for word in words if word not in str(caught.value)] == []
+
+
+def test_text_from_the_command_line_becomes_values():
+    run = Run.of('retinanet-amd', 'mini', 0, {'phi': '1', 'epochs': '3', 'amp': 'True', 'spatial': 'random'})
+    assert dict(run.settings) == {'phi': 1.0, 'epochs': 3, 'amp': True, 'spatial': 'random'}
+    assert type(dict(run.settings)['phi']) is float
+
+
+def test_ids_are_unique_stable_and_carry_the_settings():
+    assert Run.of('retinanet-amd', 'mini').id == 'retinanet-amd-s0'
+    assert Run.of('reppoints-amd', 'mini', 2, {'phi': 0.7}).id == 'reppoints-amd+phi=0.7-s2'
+    first, second = {'phi': 0.7, 'epochs': 3}, {'epochs': '3', 'phi': '0.7'}
+    assert Run.of('retinanet-amd', 'mini', 0, first) == Run.of('retinanet-amd', 'mini', 0, second)
+    assert Run.of('retinanet-amd', 'mini', 0, first).id == 'retinanet-amd+epochs=3+phi=0.7-s0'
+    runs = [Run.of(row, 'mini', seed, settings) for row in METHOD_ROWS for seed in (0, 1)
+            for settings in ({}, {'epochs': 3}, {'lr': 0.001})]
+    assert len({run.id for run in runs}) == len(runs)
+
+
+def test_table_1_runs_teachers_once_and_the_rest_with_every_seed():
+    ids = [run.id for run in table1_runs('mini', 'retinanet', '1 0,1')]
+    rows = ('baseline', 'fkd', 'fgd', 'mgd', 'amd')
+    assert ids == ['retinanet-teacher-s0', *(f'retinanet-{row}-s{seed}' for row in rows for seed in (0, 1))]
+    assert [run.row.id for run in table1_runs('mini')] == list(ROWS)
+
+
+def test_the_teachers_run_takes_the_recipe_and_seed_0():
+    run = Run.of('retinanet-amd', 'mini', 3, {'epochs': 2, 'lr': 0.01, 'batch_size': 3, 'amp': True, 'phi': 0.5})
+    assert run.teacher() == Run.of('retinanet-teacher', 'mini', 0,
+                                   {'epochs': 2, 'lr': 0.01, 'batch_size': 3, 'amp': True})
+    assert Run.of('faster_rcnn-fgd', 'mini').teacher().id == 'faster_rcnn-teacher-s0'
+    assert Run.of('retinanet-baseline', 'mini').teacher() is None
+    assert Run.of('retinanet-teacher', 'mini').teacher() is None
+
+
+def test_settings_reach_the_config(dataset, tiny):
+    settings = {'epochs': 7, 'lr': 0.5, 'batch_size': 3, 'amp': True, 'phi': 0.7}
+    cfg = config(Run.of('retinanet-amd', tiny, 0, settings), dataset)
+    assert (cfg.train_cfg.max_epochs, cfg.optim_wrapper.optimizer.lr, cfg.train_dataloader.batch_size,
+            cfg.optim_wrapper.type) == (7, 0.5, 3, 'AmpOptimWrapper')
+    assert cfg.param_scheduler[1].T_max == 7
+    model = MODELS.build(cfg.model)
+    assert {loss.phi for loss in model.distill_losses.values()} == {0.7}
+    assert {loss.phi for loss in MODELS.build(config(Run.of('retinanet-amd', tiny), dataset).model)
+            .distill_losses.values()} == {1.0}
+
+
+def test_a_shortened_paper_run_keeps_the_shape_of_its_schedule():
+    cfg = config(Run.of('retinanet-amd', 'paper', 0, {'epochs': 12, 'lr': 0.005}))
+    assert cfg.train_cfg.max_epochs == 12 and cfg.optim_wrapper.optimizer.lr == 0.005
+    assert (cfg.param_scheduler[-1].milestones, cfg.param_scheduler[-1].end) == ([8, 11], 12)
+
+
+def test_making_a_config_leaves_mmdets_and_the_rows_alone(dataset, tiny):
+    before = copy.deepcopy(ROWS['retinanet-amd'].options)
+    first = config(Run.of('retinanet-amd', tiny), dataset)
+    first.model.student.neck.out_channels = 1
+    assert config(Run.of('retinanet-amd', tiny), dataset).model.student.neck.out_channels == 64
+    assert ROWS['retinanet-amd'].options == before
+
+
+def test_weight_files_reach_the_config(dataset, tiny, tmp_path):
+    (tmp_path / 'r18.pth').write_bytes(b'x')
+    cfg = config(Run.of('retinanet-amd', tiny, 0, {'backbone': str(tmp_path / 'r18.pth')}), dataset,
+                 teacher_weights=tmp_path / 'weights.pth')
+    assert cfg.model.student.backbone.init_cfg == {'type': 'Pretrained', 'checkpoint': str(tmp_path / 'r18.pth')}
+    assert cfg.model.teacher.backbone.init_cfg is None
+    assert cfg.model.teacher_weights == str(tmp_path / 'weights.pth')
+
+
+# ---- the text of a config ---------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(('row', 'profile'), [
+    ('retinanet-amd', 'mini'), ('reppoints-fgd', 'mini'), ('faster_rcnn-mgd', 'mini'), ('retinanet-teacher', 'mini'),
+    ('faster_rcnn-amd', 'paper'), ('retinanet-baseline', 'small')])
+def test_the_printed_config_reads_back_equal(cfg_of, row, profile):
+    cfg = cfg_of(row, profile)
+    text = cfg.pretty_text
+    ast.parse(text)
+    assert Config.fromstring(text, '.py').to_dict() == cfg.to_dict()
+
+
+def test_every_profile_says_what_it_can_show():
+    assert all(len(profile.can_show) > 80 for profile in experiments.PROFILES.values())

@@ -1,0 +1,253 @@
+"""The command line: what it prints, what it refuses, and how (one line, exit status 1, no traceback)."""
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+
+from amdlib import __main__ as cli
+from amdlib import data, results
+from amdlib.__main__ import main
+from amdlib.experiments import GROUPS, ROWS
+
+ROOT = Path(cli.__file__).parents[1]
+COMMANDS = ('list', 'show', 'run', 'data', 'table', 'notebook', 'doctor')
+
+
+@pytest.fixture(scope='module')
+def coco_folder(tmp_path_factory):
+    """A data set for the profile `small`: COCO layout, 4 training and 2 test images."""
+    made, home = tmp_path_factory.mktemp('made'), tmp_path_factory.mktemp('home') / 'a set'
+    small = data.prepare('mini', cache=made, log=lambda *_: None, shapes=data.ShapesSpec(train_images=4, test_images=2))
+    (home / 'annotations').mkdir(parents=True)
+    for split, ann, images in (('train', small.train_ann, small.train_images),
+                               ('val', small.test_ann, small.test_images)):
+        shutil.copy(ann, home / 'annotations' / f'instances_{split}.json')
+        shutil.copytree(images, home / split)
+    return home
+
+
+@pytest.fixture
+def call(monkeypatch, tmp_path, capsys):
+    """Words -> (exit status, stdout, stderr), in this process; what it prepares lands below tmp_path."""
+    (tmp_path / 'kit').mkdir()
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', os.environ.get('CUDA_VISIBLE_DEVICES', ''))  # --device changes it
+    monkeypatch.setattr(cli, 'ROOT', tmp_path / 'kit')
+
+    def run(*words):
+        try:
+            status = main([str(word) for word in words])
+        except SystemExit as stopped:
+            if isinstance(stopped.code, str):   # as the interpreter does it
+                print(stopped.code, file=sys.stderr)
+            status = stopped.code if isinstance(stopped.code, int) else 1
+        told = capsys.readouterr()
+        return status, told.out, told.err
+    return run
+
+
+def _python(*words, **environment):
+    return subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, timeout=120,
+                          env={**os.environ, **environment})
+
+
+# ---- what it prints ---------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_help_of_every_command(call, command):
+    status, out, _ = call(command, '--help')
+    assert status == 0 and out.startswith(f'usage: python -m amdlib {command}')
+
+
+def test_help_names_every_command(call):
+    _, out, _ = call('--help')
+    assert all(re.search(rf'^    {command} ', out, re.MULTILINE) for command in COMMANDS)
+    assert set(re.findall(r'^    (\w+) ', out, re.MULTILINE)) == set(COMMANDS)   # a new one belongs in this test
+
+
+def test_run_offers_mmdets_flags(call):
+    _, out, _ = call('run', '--help')
+    assert all(flag in out for flag in ('--work-dir', '--resume', '--amp', '--cfg-options'))
+
+
+def test_list_prints_all_rows_with_the_papers_value(call):
+    status, out, _ = call('list')
+    lines = {line.split()[0]: line.split() for line in out.splitlines() if line.split() and line.split()[0] in ROWS}
+    assert status == 0 and set(lines) == set(ROWS) and len(lines) == 18
+    paper = results.paper_table('I')
+    for group in GROUPS:
+        for label in ('baseline', 'FKD', 'FGD', 'MGD', 'AMD'):
+            (printed,) = paper[(paper.group == group) & (paper.row == label)].mAP
+            assert float(lines[f'{group}-{label.lower()}'][1]) == pytest.approx(printed)
+    # by eye from the paper's Table I
+    assert [lines[row][1] for row in ('retinanet-teacher', 'retinanet-amd', 'faster_rcnn-baseline')] == [
+        '41.0', '41.3', '38.4']
+
+
+def test_show_prints_a_config_and_nothing_else(call, coco_folder):
+    status, out, err = call('show', 'retinanet-amd', '--profile', 'small', '--data', coco_folder, '--set', 'phi=0.7',
+                            '--seed', '3')
+    cfg = Config.fromstring(out, '.py')
+    assert status == 0 and 'fingerprint' in err
+    assert cfg.model.options.phi == 0.7 and cfg.randomness.seed == 3 and cfg.model.method == 'amd'
+
+
+def test_show_at_paper_needs_no_data(call):
+    status, out, err = call('show', 'faster_rcnn-mgd', '--profile', 'paper')
+    assert status == 0 and err == '' and Config.fromstring(out, '.py').model.student.type == 'FasterRCNN'
+
+
+def test_data_checks_a_set_and_tells_its_fingerprint(call, coco_folder):
+    status, out, _ = call('data', '--profile', 'small', '--data', coco_folder)
+    assert status == 0 and 'a-set: 5 classes, fingerprint ' in out and 'trained on train, reported on val' in out
+
+
+def test_data_names_file_id_and_value_of_a_problem(call, coco_folder, tmp_path):
+    broken = tmp_path / 'broken'
+    shutil.copytree(coco_folder, broken)
+    ann = broken / 'annotations' / 'instances_val.json'
+    truth = json.loads(ann.read_text())
+    truth['annotations'][0]['category_id'] = 77
+    ann.write_text(json.dumps(truth))
+    status, _, err = call('data', '--profile', 'small', '--data', broken)
+    assert status == 1 and err.startswith('error: ') and 'instances_val.json' in err and '77' in err
+
+
+# ---- what it refuses --------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('words, expected', [
+    (['show', 'retinanet-amdd'], ["unknown row 'retinanet-amdd'", 'retinanet-amd,', 'faster_rcnn-amd']),
+    (['run', 'nothing'], ["unknown row 'nothing'", 'reppoints-fgd']),
+    (['show', 'retinanet-amd', '--profile', 'tiny'], ["unknown profile 'tiny'", 'mini, small, paper']),
+    (['run', 'retinanet-amd', '--profile', 'tiny'], ["unknown profile 'tiny'", 'mini, small, paper']),
+    (['data', '--profile', 'tiny'], ["unknown profile 'tiny'", 'mini, small, paper']),
+    (['table', '--profile', 'tiny'], ["unknown profile 'tiny'", 'mini, small, paper']),
+    (['notebook', 'table1', '--profile', 'tiny'], ["unknown profile 'tiny'", 'mini, small, paper']),
+    (['table', '--group', 'yolo'], ["unknown group 'yolo'", 'retinanet, reppoints, faster_rcnn']),
+    (['table', '--seeds', 'a,b'], ["seeds 'a,b'"]),
+    (['run', 'retinanet-amd', '--set', 'phy=1'], ["no setting 'phy'", 'phi', 'epochs']),
+    (['run', 'retinanet-baseline', '--set', 'phi=1'], ["no setting 'phi'", 'epochs, batch_size, lr, amp']),
+    (['run', 'retinanet-amd', '--set', 'epochs'], ["'epochs': expected KEY=VALUE"]),
+    (['run', 'retinanet-amd', '--set', '=3'], ["'=3': expected KEY=VALUE"]),
+    (['run', 'retinanet-amd', '--set', 'epochs=many'], ["epochs='many': expected int"]),
+    (['run', 'retinanet-amd', '--set', 'epochs=0'], ['epochs=0: expected a positive number']),
+    (['run', 'retinanet-amd', '--set', 'epochs=1.5'], ['epochs=1.5: expected int']),
+    (['run', 'retinanet-amd', '--set', 'backbone=gone.pth'], ['backbone=gone.pth: no such file']),
+    (['run', 'retinanet-amd', '--profile', 'small'], ['DATA']),
+    (['run', 'retinanet-amd', '--profile', 'small', '--data', 'gone'], ['gone: no such folder']),
+    (['data', '--data', 'somewhere'], ['profile mini makes its own data']),
+    (['run', 'retinanet-amd', '--device', 'tpu'], ['--device tpu: expected cpu, cuda or cuda:N']),
+    (['run', 'retinanet-amd', '--device', 'cuda:x'], ['--device cuda:x: expected cpu, cuda or cuda:N']),
+    (['run', 'retinanet-amd', '--device', 'cpu:1'], ['--device cpu:1: expected cpu, cuda or cuda:N']),
+])
+def test_a_mistake_is_told_in_one_line(call, words, expected):
+    status, out, err = call(*words)
+    assert status == 1
+    assert err.startswith('error: ') and len(err.splitlines()) == 1
+    assert all(text in err for text in expected), err
+    assert 'Traceback' not in out + err
+
+
+def test_an_unknown_notebook_is_told_with_those_there_are(call, coco_folder):
+    shutil.copytree(ROOT / 'notebooks', cli.ROOT / 'notebooks')
+    status, _, err = call('notebook', 'table9', '--profile', 'small', '--data', coco_folder)
+    assert status == 1 and err.startswith("error: no notebook 'table9'; there are: ") and 'table1' in err
+
+
+def test_a_table_without_records_names_the_runs_that_are_missing(call, coco_folder, tmp_path):
+    status, _, err = call('table', '--profile', 'small', '--data', coco_folder, '--group', 'retinanet', '--results',
+                          tmp_path / 'results', '--epochs', '3')
+    last = err.splitlines()[-1]
+    assert status == 1 and last.startswith('error: 6 of 6 runs have no valid record')
+    assert 'retinanet-amd+epochs=3-s0 (missing' in last
+
+
+def test_cfg_options_without_a_work_dir_are_refused(call, coco_folder, tmp_path):
+    status, _, err = call('run', 'retinanet-baseline', '--profile', 'small', '--data', coco_folder, '--results',
+                          tmp_path / 'results', '--cfg-options', 'train_cfg.max_epochs=1')
+    assert status == 1 and err.splitlines()[-1].startswith('error: --cfg-options') and '--work-dir' in err
+    assert not (tmp_path / 'results').exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+@pytest.mark.parametrize('device', ['cuda', 'cuda:0'])
+def test_a_gpu_that_is_not_there(call, device):
+    status, _, err = call('run', 'retinanet-amd', '--device', device)
+    assert status == 1 and f'--device {device}: torch sees no such GPU' in err and 'doctor' in err
+
+
+def test_run_passes_its_words_on(call, coco_folder, monkeypatch, tmp_path):
+    from amdlib import train
+    seen = {}
+    monkeypatch.setattr(train, 'run_row', lambda run, dataset, results_dir, **more: seen.update(
+        more, run=run, dataset=dataset, results=results_dir))
+    status, _, err = call('run', 'retinanet-amd', '--profile', 'small', '--data', coco_folder,
+                          '--results', tmp_path / 'r', '--seed', '2', '--set', 'phi=0.5', '--amp', '--force', '--resume',
+                          '--work-dir', tmp_path / 'w', '--device', 'cpu', '--cfg-options', 'a.b=1', 'c=[1,2]', 'd=x')
+    assert status == 0, err
+    assert (seen['run'].id, seen['dataset'].name) == ('retinanet-amd+amp=True+phi=0.5-s2', 'a-set')
+    assert (seen['force'], seen['resume'], seen['results']) == (True, True, tmp_path / 'r')
+    assert seen['cfg_options'] == {'a.b': 1, 'c': [1, 2], 'd': 'x'} and Path(seen['work_dir']) == tmp_path / 'w'
+    assert os.environ['CUDA_VISIBLE_DEVICES'] == ''
+
+
+def test_an_interrupt_ends_with_130(call, monkeypatch):
+    def stop(_):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(cli, '_list', stop)
+    status, _, err = call('list')
+    assert (status, err) == (130, 'interrupted\n')
+
+
+@pytest.mark.slow
+def test_as_a_process_it_ends_with_1_and_without_a_traceback():
+    ended = _python('-m', 'amdlib', 'show', 'retinanet-amdd')
+    assert ended.returncode == 1 and ended.stdout == ''
+    assert 'Traceback' not in ended.stderr
+    assert ended.stderr.splitlines()[-1].startswith("error: unknown row 'retinanet-amdd'")
+
+
+# ---- doctor -----------------------------------------------------------------------------------------------------
+
+def test_doctor_reports_versions_and_the_operators(call):
+    status, out, _ = call('doctor')
+    assert status == 0 and out.splitlines()[-1] == 'nothing is missing'
+    assert out.startswith(f'python       {sys.version.split()[0]}')
+    for package in ('torch', 'torchvision', 'mmcv-lite', 'mmengine', 'mmdet', 'pycocotools'):
+        assert re.search(rf'^{package} +\d', out, re.MULTILINE)
+    assert re.search(r'^operators +.*torchvision .* kernels|^operators +.*mmcv', out, re.MULTILINE)
+    assert re.search(r'^GPU +', out, re.MULTILINE)
+
+
+WITHOUT = """
+import importlib.machinery, runpy, sys
+plain = importlib.machinery.PathFinder
+
+class Without(plain):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition('.')[0] in {gone!r} else plain.find_spec(name, path, target)
+
+sys.meta_path[sys.meta_path.index(plain)] = Without
+sys.argv = ['amdlib', 'doctor']
+runpy.run_module('amdlib', run_name='__main__')
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('gone, packages', [(('pycocotools',), ['pycocotools']), (('torch',), ['torch', 'mmdet']),
+                                            (('mmcv',), ['mmcv-lite'])])
+def test_doctor_says_what_is_missing_and_how_to_mend_it(gone, packages):
+    ended = _python('-c', WITHOUT.format(gone=gone))
+    assert ended.returncode == 1, ended.stderr
+    assert 'Traceback' not in ended.stderr
+    for package in packages:
+        assert re.search(rf'^{package} +MISSING: ', ended.stdout, re.MULTILINE)
+        assert package in re.search(r'^missing: (.*)$', ended.stdout, re.MULTILINE).group(1)
+    assert 'make setup' in ended.stdout and 'requirements.lock' in ended.stdout
