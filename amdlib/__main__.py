@@ -56,8 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     changes.add_argument('--seed', type=int, default=0)
     changes.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', dest='settings',
                          help='epochs, batch_size, lr, amp, a weight file (backbone, teacher_backbone, '
-                              "teacher_checkpoint), or an argument of the method's loss such as phi; repeatable, part of the "
-                              "run's name")
+                              "teacher_checkpoint), or an argument of the method's loss such as phi; repeatable, part "
+                              "of the run's name")
 
     add('list', _list, 'list every row with the paper\'s value')
     show = add('show', _show, "print a run's whole mmengine config as Python text", where, changes)
