@@ -11,8 +11,12 @@ SETUP   := $(VENV)/.setup-done
 # unset variables are passed on as nothing, so that every default is written once, in the notebook or in amdlib
 RUN     := $(PY) -m amdlib
 WHERE    = --profile $(PROFILE) $(if $(DATA),--data "$(DATA)")
-SET      = $(foreach pair,group=$(GROUP) seeds=$(subst $() ,$(comma),$(strip $(SEEDS))) device=$(DEVICE) epochs=$(EPOCHS) jobs=$(JOBS) force=$(if $(filter-out 0,$(FORCE)),True) backbone=$(abspath $(BACKBONE)) teacher_backbone=$(abspath $(TEACHER_BACKBONE)) teacher_checkpoint=$(abspath $(TEACHER)),$(if $(word 2,$(subst =, ,$(pair))),--set $(pair)))
-comma   := ,
+# a parameter of the notebook, where the variable has a value
+set      = $(if $(2),--set "$(1)=$(2)")
+SET      = $(call set,group,$(GROUP)) $(call set,seeds,$(strip $(SEEDS))) $(call set,epochs,$(EPOCHS)) \
+           $(call set,device,$(DEVICE)) $(call set,jobs,$(JOBS)) $(call set,force,$(if $(filter-out 0,$(FORCE)),True)) \
+           $(call set,backbone,$(BACKBONE)) $(call set,teacher_backbone,$(TEACHER_BACKBONE)) \
+           $(call set,teacher_checkpoint,$(TEACHER))
 
 .PHONY: help setup doctor list data reproduce-table1 lab test test-fast lint goldens lock clean
 

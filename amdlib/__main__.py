@@ -181,9 +181,11 @@ def _notebook(arguments) -> None:
     from amdlib import notebooks, results
     dataset = _prepare(arguments, lambda *_: None)
     place = results.folder(arguments.profile, dataset, arguments.results)
-    settings = {'profile': arguments.profile, 'data': arguments.data and str(Path(arguments.data).resolve()),
-                'results_dir': str(arguments.results.resolve()),
+    settings = {'profile': arguments.profile, 'data': arguments.data, 'results_dir': arguments.results,
                 **_pairs(arguments.settings)}
+    for name in ('data', 'results_dir', 'backbone', 'teacher_backbone', 'teacher_checkpoint'):
+        if settings.get(name):  # the notebook runs in a folder of its own
+            settings[name] = str(Path(settings[name]).resolve())
     notebooks.execute(ROOT / 'notebooks' / f'{arguments.name}.ipynb', place / f'{arguments.name}.ipynb', settings)
 
 

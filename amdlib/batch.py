@@ -30,10 +30,12 @@ class _Running:
     log: Path
 
 
-def default_jobs() -> int:
+def default_jobs(device: str | None = None) -> int:
     """One run a GPU; without a GPU one a core, up to four: small networks use a second core badly."""
     import torch
-    return torch.cuda.device_count() or max(1, min(4, len(os.sched_getaffinity(0))))
+    if device and device.startswith('cuda:'):
+        return 1
+    return (device != 'cpu' and torch.cuda.device_count()) or max(1, min(4, len(os.sched_getaffinity(0))))
 
 
 def with_teachers(runs: Iterable[Run]) -> list[Run]:
@@ -51,7 +53,7 @@ def run_missing(runs: Iterable[Run], dataset: Dataset, data: str | Path | None =
     A failed run does not stop the others (its students cannot start); BatchError names all that failed at the end.
     """
     runs = with_teachers(runs)
-    jobs = jobs or default_jobs()
+    jobs = jobs or default_jobs(device)
     waiting = []
     for run in runs:
         found = results.state(run, dataset, results_dir)
