@@ -5,13 +5,15 @@ import argparse
 import importlib
 import os
 import sys
+import warnings
 from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 NEEDED = {'torch': 'torch', 'torchvision': 'torchvision', 'mmcv': 'mmcv-lite', 'mmengine': 'mmengine', 'mmdet': 'mmdet',
           'pycocotools': 'pycocotools', 'cv2': 'opencv-python-headless', 'pandas': 'pandas', 'matplotlib': 'matplotlib',
-          'papermill': 'papermill', 'jupyterlab': 'jupyterlab', 'tabulate': 'tabulate'}
+          'papermill': 'papermill', 'jupyterlab': 'jupyterlab', 'ipykernel': 'ipykernel', 'tabulate': 'tabulate',
+          'pkg_resources': 'setuptools'}  # mmengine reads mmdet:: configs through it; setuptools >= 81 has it no more
 
 
 def main(words: list[str] | None = None) -> int:
@@ -191,26 +193,27 @@ def _notebook(arguments) -> None:
 
 def doctor() -> int:
     """Say what is there and what is missing; exit status 1 where something needed is missing."""
-    print(f'python       {sys.version.split()[0]} ({sys.executable})')
+    print(f'{"python":22} {sys.version.split()[0]} ({sys.executable})')
     missing = []
+    warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
     for module, package in NEEDED.items():
         try:
             if module == 'mmdet':  # needs the operators in place
                 importlib.import_module('amdlib.mmcv_ext')
             importlib.import_module(module)
-            print(f'{package:12} {metadata.version(package)}')
+            print(f'{package:22} {metadata.version(package)}')
         except Exception as error:  # a broken package is as good as a missing one
             missing.append(package)
-            print(f'{package:12} MISSING: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ""}')
+            print(f'{package:22} MISSING: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ""}')
     if 'torch' not in missing:
         import torch
         gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
         built = f'torch is built for CUDA {torch.version.cuda}' if torch.version.cuda else 'torch is a CPU build'
-        print(f'GPU          {", ".join(gpus) or "none visible"} ({built})')
-        print(f'threads      {torch.get_num_threads()}')
+        print(f'{"GPU":22} {", ".join(gpus) or "none visible"} ({built})')
+        print(f'{"threads":22} {torch.get_num_threads()}')
     if not {'torch', 'torchvision', 'mmcv-lite'} & set(missing):
         from amdlib import mmcv_ext
-        print(f'operators    {mmcv_ext.backend()}')
+        print(f'{"operators":22} {mmcv_ext.backend()}')
     if missing:
         print(f'\nmissing: {", ".join(missing)}\nmend it: make setup (or: pip install --no-deps -r requirements.lock)')
         return 1

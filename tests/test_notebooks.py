@@ -104,7 +104,8 @@ def small_notebook(tmp_path):
     parameters = nbformat.v4.new_code_cell(
         "number = 1   # a number\nword = 'a'   # a word\nfail = False  # whether to fail")
     parameters.metadata['tags'] = ['parameters']
-    last = nbformat.v4.new_code_cell("if fail:\n    raise ValueError('as asked')\nprint('got', repr(number), repr(word))")
+    last = nbformat.v4.new_code_cell("if fail:\n    raise ValueError('as asked')\n"
+                                     "print('got', repr(number), repr(word))")
     book.cells = [nbformat.v4.new_markdown_cell('# A notebook'), parameters, last]
     (tmp_path / 'kept').mkdir()
     path = tmp_path / 'kept' / 'book.ipynb'
