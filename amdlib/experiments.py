@@ -139,7 +139,7 @@ class Profile:
 
 
 PROFILES = {profile.name: profile for profile in (
-    Profile('mini', (128, 128), 4, {'faster_rcnn-teacher': 6, 'teacher': 9,
+    Profile('mini', (128, 128), 4, {'retinanet-teacher': 8, 'faster_rcnn-teacher': 6, 'teacher': 9,
                                     'reppoints': 7, 'faster_rcnn': 4, 'student': 5},
             Network(18, 16), Network(18, 24), 64, 3e-3,
             head_convs=2, fc_channels=128, anchor_scale=0.5, proposals=64, workers=0,
