@@ -151,7 +151,7 @@ PROFILES = {profile.name: profile for profile in (
             fc_channels=512, anchor_scale=0.5, proposals=300, workers=2,
             can_show='Real images, an ordinary ResNet-18 and ResNet-50 from scratch: it shows whether distillation '
                      'helps on this data set. It cannot confirm or refute the paper, whose networks are pre-trained '
-                     'and whose differences (0.3 to 0.7 mAP) are smaller than the spread between seeds here.'),
+                     'on millions of images and whose differences are 0.3 to 0.7 mAP.'),
     Profile('paper', PAPER_IMAGE_PX, 2, {'student': 24},
             can_show="The paper's own experiments on COCO. Differences between methods there are 0.3 to 0.7 mAP, of "
                      'the order of the spread between two runs: report several seeds.'),
