@@ -171,8 +171,8 @@ def _data(arguments) -> None:
 
 def _table(arguments) -> None:
     from amdlib import results
-    from amdlib.experiments import table1_runs
-    runs = table1_runs(arguments.profile, arguments.group, arguments.seeds, {'epochs': arguments.epochs})
+    from amdlib.experiments import table_runs
+    runs = table_runs('table1', arguments.profile, arguments.group, arguments.seeds, {'epochs': arguments.epochs})
     records = results.collect(runs, _prepare(arguments, _to_stderr), arguments.results)
     tidy = results.table1(records)
     for group in tidy.group.unique():

@@ -79,6 +79,11 @@ class Row:
     def is_teacher(self) -> bool:
         return self.name == 'teacher'
 
+    def value(self, option: str):
+        """The value of one of the method's options at the paper's scale: the row's or the class's default."""
+        from amdlib.distill import METHODS
+        return self.options.get(option, inspect.signature(METHODS[self.method]).parameters[option].default)
+
 
 # weights at the paper's scale; method.md names the source of each. T, phi, mask ratio of AMD: defaults of AMDLoss
 ONE_STAGE_ALPHA, TWO_STAGE_ALPHA = 2e-5, 5e-7    # ASSUMPTION alpha: the paper's values were lost; these are MGD's
@@ -86,21 +91,85 @@ _FGD = {'retinanet': (1e-3, 5e-4, 5e-4, 5e-6), 'reppoints': (1.6e-3, 8e-4, 8e-4,
         'faster_rcnn': (5e-5, 2.5e-5, 5e-5, 5e-7)}
 
 
-def _table1_rows(group: Group) -> list[Row]:
+# what Tables II to VI change in the full method: name, label, options (`_amd_rows`)
+_ABLATIONS = (('amd-channel', 'AMD, channel clue only', {'spatial': 'random'}),   # ASSUMPTION random masks: see README
+              ('amd-mask', 'AMD, adaptive mask only', {'channel': 'none'}),
+              ('amd-unmasked', 'AMD, nothing masked', {'spatial': 'none'}),       # the last two are not in the paper
+              ('amd-allmasked', 'AMD, everything masked', {'spatial': 'all'}))
+_VARIANTS = {
+    'retinanet': (*_ABLATIONS, ('amd-mbconv', 'AMD, MBConv', {'generation': 'mbconv'}),
+                  ('amd-conv1', 'AMD, Dense Conv x1', {'generation': 'conv1'})),
+    'reppoints': _ABLATIONS,
+    'faster_rcnn': (*_ABLATIONS, ('amd-within', 'AMD, clue within', {'channel_position': 'within'})),
+}
+
+
+def _rows(group: Group) -> list[Row]:
     alpha = ONE_STAGE_ALPHA if group.one_stage else TWO_STAGE_ALPHA
     ratio = 0.65 if group.one_stage else 0.45
     fgd = dict(zip(('alpha_fgd', 'beta_fgd', 'gamma_fgd', 'lambda_fgd'), _FGD[group.name], strict=True))
+    amd = {'alpha': alpha, 'mask_ratio': ratio}
     return [
         Row(group, 'teacher', 'Teacher'),
         Row(group, 'baseline', 'baseline'),
         Row(group, 'fkd', 'FKD', 'fkd'),
         Row(group, 'fgd', 'FGD', 'fgd', fgd),
         Row(group, 'mgd', 'MGD', 'mgd', {'alpha_mgd': alpha, 'lambda_mgd': ratio}),
-        Row(group, 'amd', 'AMD', 'amd', {'alpha': alpha, 'mask_ratio': ratio}),
+        Row(group, 'amd', 'AMD', 'amd', amd),
+        *(Row(group, name, label, 'amd', {**amd, **changes}) for name, label, changes in _VARIANTS[group.name]),
     ]
 
 
-ROWS: dict[str, Row] = {row.id: row for group in GROUPS.values() for row in _table1_rows(group)}
+ROWS: dict[str, Row] = {row.id: row for group in GROUPS.values() for row in _rows(group)}
+
+
+@dataclass(frozen=True)
+class Table:
+    """One of the paper's tables: its lines, each a row with the label that the paper prints (or ours for a line that
+    the paper lacks), and what differences are taken to."""
+    name: str                           # of the make target and the files: 'table2'
+    number: str                         # in the paper: 'II'
+    title: str
+    groups: tuple[str, ...]
+    lines: tuple[tuple[str, str], ...]  # (name of the row, label), the same for every group
+    reference: str                      # name of the row that differences are taken to
+    difference: str                     # what that difference is called
+    metrics: tuple[str, ...]
+
+    def rows(self, group: str | None = None) -> list[Row]:
+        """The rows of every group of the table, or of one."""
+        return [ROWS[f'{name}-{row}'] for name in self.groups if group in (None, '', name) for row, _ in self.lines]
+
+    def label(self, row: Row) -> str:
+        """As the table prints it."""
+        return dict(self.lines)[row.name]
+
+
+_ABLATION_LINES = (('baseline', 'baseline'), ('amd', 'full'), ('amd-channel', 'channel only'),
+                   ('amd-mask', 'mask only'), ('amd-unmasked', 'nothing masked'), ('amd-allmasked', 'everything masked'))
+_ABLATION_METRICS = ('mAP', 'AP50', 'AP75', 'AP_S', 'AP_M', 'AP_L')
+
+TABLES: dict[str, Table] = {table.name: table for table in (
+    Table('table1', 'I', 'The methods compared', tuple(GROUPS),
+          (('teacher', 'Teacher'), ('baseline', 'baseline'), ('fkd', 'FKD'), ('fgd', 'FGD'), ('mgd', 'MGD'),
+           ('amd', 'AMD')),
+          'baseline', 'gain', ('mAP', 'AP_S', 'AP_M', 'AP_L', 'mAR', 'AR_S', 'AR_M', 'AR_L')),
+    *(Table(f'table{2 + i}', number, f'The parts of AMD: {GROUPS[group].student_label}', (group,), _ABLATION_LINES,
+            'amd', 'to full', _ABLATION_METRICS)
+      for i, (number, group) in enumerate((('II', 'retinanet'), ('III', 'reppoints'), ('IV', 'faster_rcnn')))),
+    Table('table5', 'V', 'Generation blocks', ('retinanet',),
+          (('amd-mbconv', 'MBConv'), ('amd-conv1', 'Dense Conv x1'), ('amd', 'Dense Conv x2')),
+          'amd', 'to Dense Conv x2', _ABLATION_METRICS),
+    Table('table6', 'VI', 'Position of the channel clue', ('faster_rcnn',), (('amd', 'After'), ('amd-within', 'Within')),
+          'amd', 'to After', _ABLATION_METRICS),
+)}
+
+
+def find_table(name: str) -> Table:
+    """The table of this name; SettingError lists the names otherwise."""
+    if name not in TABLES:
+        raise SettingError(f'unknown table {name!r}; expected one of: {", ".join(TABLES)}')
+    return TABLES[name]
 
 
 def find_row(row_id: str) -> Row:
@@ -192,6 +261,9 @@ class Run:
             raise SettingError(f'seed={seed!r}: expected an integer of 0 or more')
         if changed := {key: value for key, value in checked.items() if key in _method_settings(row)}:
             _try_options(row, changed)  # a value out of range is told before a teacher is trained for it
+            for key, value in changed.items():
+                if value == row.value(key):
+                    del checked[key]    # phi=1.0 is the row itself: trained once, whoever asks
         return cls(row, profile, seed, tuple(sorted(checked.items())))
 
     @property
@@ -426,27 +498,46 @@ def _set_schedule(cfg: Config, run: Run) -> None:
     cfg.auto_scale_lr = dict(enable=False, base_batch_size=run.profile.batch_size)
 
 
-def table1_runs(profile: str, group: str | None = None, seeds: str = '0', settings: dict | None = None) -> list[Run]:
-    """The runs behind Table I: every row of every group (or of one) with every seed; teachers have seed 0 only.
+def table_runs(table: str, profile: str, group: str | None = None, seeds: str = '0',
+               settings: dict | None = None) -> list[Run]:
+    """The runs behind a table: its rows in every group (or in one) with every seed; teachers have seed 0 only.
 
     Args:
         seeds: '0,1,2' or '0 1 2'.
         settings: recipe and file settings; each row takes those that it has (`teacher_backbone` is a teacher's
             `backbone`), empty ones do not count.
-    Errors: SettingError for an unknown group or seeds that are no numbers.
+    Errors: SettingError for an unknown table or group, or seeds that are no numbers.
     """
-    if group and group not in GROUPS:
-        raise SettingError(f'unknown group {group!r}; expected one of: {", ".join(GROUPS)}')
+    table = find_table(table)
+    if group and group not in table.groups:
+        raise SettingError(f'{table.name} has no group {group!r}; expected one of: {", ".join(table.groups)}')
+    numbers, given = _seeds(seeds), {key: value for key, value in (settings or {}).items() if value}
+    return [Run.of(row, profile, seed, _own(row, given)) for row in table.rows(group)
+            for seed in ([0] if row.is_teacher else numbers)]
+
+
+def sweep_runs(row: str, option: str, values: str, profile: str, seeds: str = '0',
+               settings: dict | None = None) -> list[Run]:
+    """One row with several values of one of its method's options, such as '0.5 0.7 1.0' of phi.
+
+    Errors: SettingError for an unknown row or option, or values that are not of its kind.
+    """
+    row, words = find_row(row), str(values).replace(',', ' ').split()
+    if not words:
+        raise SettingError(f'no values of {option} given: expected some, such as 0.5 1.0')
+    own = _own(row, {key: value for key, value in (settings or {}).items() if value})
+    runs = [Run.of(row, profile, seed, {**own, option: word}) for word in words for seed in _seeds(seeds)]
+    return list(dict.fromkeys(runs))
+
+
+def _seeds(seeds: str) -> list[int]:
     try:
         numbers = sorted({int(word) for word in str(seeds).replace(',', ' ').split()})
     except ValueError:
         raise SettingError(f'seeds {seeds!r}: expected numbers, such as 0,1,2') from None
     if not numbers:
         raise SettingError('no seeds given: expected numbers, such as 0,1,2')
-    rows = [row for name in GROUPS if group in (None, '', name) for row in _table1_rows(GROUPS[name])]
-    given = {key: value for key, value in (settings or {}).items() if value}
-    return [Run.of(row, profile, seed, _own(row, given)) for row in rows
-            for seed in ([0] if row.is_teacher else numbers)]
+    return numbers
 
 
 def _own(row: Row, given: dict) -> dict:

@@ -189,9 +189,19 @@ def row_needs_checkpoint(run: Run) -> bool:
 
 def _clear(place: Path) -> None:
     """Take an older record away before its run is made again: record first, then what it speaks of."""
-    for name in ('record.json', 'weights.pth', 'detections.json.gz', 'error.txt', 'progress.json'):
+    for name in ('record.json', 'weights.pth', 'detections.json.gz', 'error.txt', 'progress.json', 'scalars.jsonl'):
         (place / name).unlink(missing_ok=True)
     shutil.rmtree(place / 'mmengine', ignore_errors=True)
+
+
+def _keep_scalars(place: Path) -> None:
+    """scalars.jsonl: what mmengine logged (losses, learning rate, gradient norm by step), a resumed run's parts too."""
+    parts = sorted((place / 'mmengine').glob('*/vis_data'))
+    lines = [line for part in parts for file in sorted(part.glob('scalars.json'))
+             for line in file.read_text().splitlines() if '"loss"' in line]
+    (place / 'scalars.jsonl').write_text(''.join(f'{line}\n' for line in lines))
+    for part in parts:
+        shutil.rmtree(part)
 
 
 def _train_and_test(run: Run, cfg: Config, dataset: data.Dataset, place: Path, teacher_weights, resume: bool,
@@ -221,8 +231,7 @@ def _train_and_test(run: Run, cfg: Config, dataset: data.Dataset, place: Path, t
     numbers = {name.removeprefix('coco/'): value for name, value in numbers.items()}
     weights.write_weights(place / 'weights.pth', student.state_dict(), {
         'run': run.id, 'profile': run.profile.name, 'numbers': numbers, 'classes': list(dataset.classes), **code})
-    for scalars in (place / 'mmengine').glob('*/vis_data'):
-        shutil.rmtree(scalars)
+    _keep_scalars(place)
     for unfinished in [*(place / 'mmengine').glob('*.pth'), place / 'mmengine' / 'last_checkpoint']:
         unfinished.unlink(missing_ok=True)  # weights.pth is what is kept; optimizer state serves an unfinished run only
     on_gpu = torch.cuda.is_available()

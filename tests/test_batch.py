@@ -11,7 +11,7 @@ import torch
 
 from amdlib import batch, results
 from amdlib.batch import BatchError, default_jobs, run_missing, with_teachers
-from amdlib.experiments import Run, table1_runs
+from amdlib.experiments import Run, table_runs
 from amdlib.results import State
 
 # knows its run by the folder of the console.log that it writes to
@@ -106,7 +106,7 @@ def test_with_teachers_names_each_run_once_and_teachers_first():
 
 
 def test_students_start_when_their_teacher_is_done(children, go):
-    said = go(table1_runs('mini', 'retinanet') + table1_runs('mini', 'reppoints'), jobs=3)
+    said = go(table_runs('table1', 'mini', 'retinanet') + table_runs('table1', 'mini', 'reppoints'), jobs=3)
     events = [tuple(event[:2]) for event in children.events()]
     for group in ('retinanet', 'reppoints'):
         taught = events.index(('end', f'{group}-teacher-s0'))
@@ -135,7 +135,7 @@ def test_default_jobs(monkeypatch):
 
 
 def test_what_is_done_is_not_started(children, go, dataset, tmp_path):
-    runs = table1_runs('mini', 'retinanet')
+    runs = table_runs('table1', 'mini', 'retinanet')
     for run in runs[:4]:
         _done(run, dataset, tmp_path)
     said = go(runs)
@@ -193,7 +193,7 @@ def test_a_failed_run_does_not_stop_others_and_is_named_with_its_log(children, g
 def test_students_of_a_failed_teacher_are_reported_and_not_started(children, go):
     children.fail('retinanet-teacher-s0')
     with pytest.raises(BatchError) as told:
-        go(table1_runs('mini', 'retinanet') + table1_runs('mini', 'reppoints'))
+        go(table_runs('table1', 'mini', 'retinanet') + table_runs('table1', 'mini', 'reppoints'))
     assert [name for name in children.started() if name.startswith('retinanet')] == [
         'retinanet-teacher-s0', 'retinanet-baseline-s0']
     assert len([name for name in children.started() if name.startswith('reppoints')]) == 6

@@ -18,7 +18,7 @@ from amdlib.amd import AMDLoss
 from amdlib.data import Dataset
 from amdlib.distill import METHODS
 from amdlib.experiments import (GROUPS, PROFILES, ROWS, Run, SettingError, config, find_profile, find_row,
-                                scale_weights, shorter, table1_runs)
+                                scale_weights, shorter, table_runs)
 from amdlib.losses import FGDLoss, FKDLoss, MGDLoss
 
 ROOT = Path(__file__).parents[1]
@@ -291,10 +291,10 @@ def test_a_weight_given_as_a_setting_is_on_the_papers_scale_too(tiny):
     (lambda: Run.of('retinanet-amd', 'mini', 0, {'teacher_checkpoint': 'no/such.pth'}),
      ['no/such.pth', 'no such file']),
     (lambda: Run.of('retinanet-amd', 'mini', -1), ['seed', '-1']),
-    (lambda: table1_runs('mini', 'retina'), ["'retina'", *GROUPS]),
-    (lambda: table1_runs('mini', seeds='0,x'), ["'0,x'"]),
-    (lambda: table1_runs('mini', seeds=' '), ['no seeds']),
-    (lambda: table1_runs('mini', seeds='-1'), ['-1']),
+    (lambda: table_runs('table1', 'mini', 'retina'), ["'retina'", *GROUPS]),
+    (lambda: table_runs('table1', 'mini', seeds='0,x'), ["'0,x'"]),
+    (lambda: table_runs('table1', 'mini', seeds=' '), ['no seeds']),
+    (lambda: table_runs('table1', 'mini', seeds='-1'), ['-1']),
 ])
 def test_bad_input_is_refused_with_what_is_known(call, words):
     with pytest.raises(SettingError) as caught:
@@ -320,10 +320,10 @@ def test_ids_are_unique_stable_and_carry_the_settings():
 
 
 def test_table_1_runs_teachers_once_and_the_rest_with_every_seed():
-    ids = [run.id for run in table1_runs('mini', 'retinanet', '1 0,1')]
+    ids = [run.id for run in table_runs('table1', 'mini', 'retinanet', '1 0,1')]
     rows = ('baseline', 'fkd', 'fgd', 'mgd', 'amd')
     assert ids == ['retinanet-teacher-s0', *(f'retinanet-{row}-s{seed}' for row in rows for seed in (0, 1))]
-    assert [run.row.id for run in table1_runs('mini')] == list(ROWS)
+    assert [run.row.id for run in table_runs('table1', 'mini')] == list(ROWS)
 
 
 def test_the_teachers_run_takes_the_recipe_and_seed_0():
