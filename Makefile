@@ -16,9 +16,14 @@ set      = $(if $(2),--set "$(1)=$(2)")
 SET      = $(call set,group,$(GROUP)) $(call set,seeds,$(strip $(SEEDS))) $(call set,epochs,$(EPOCHS)) \
            $(call set,device,$(DEVICE)) $(call set,jobs,$(JOBS)) $(call set,force,$(if $(filter-out 0,$(FORCE)),True)) \
            $(call set,backbone,$(BACKBONE)) $(call set,teacher_backbone,$(TEACHER_BACKBONE)) \
-           $(call set,teacher_checkpoint,$(TEACHER))
+           $(call set,teacher_checkpoint,$(TEACHER)) $(call set,values,$(strip $(PHI)))
 
-.PHONY: help setup doctor list data reproduce-table1 lab test test-fast lint goldens lock clean
+# reproduce-fig4 -> fig4; the command line takes the rest
+REPRODUCE = @$(RUN) reproduce $(@:reproduce-%=%) $(WHERE) $(SET)
+
+.PHONY: help setup doctor list data reproduce-table1 reproduce-table2 reproduce-table3 reproduce-table4 \
+        reproduce-table5 reproduce-table6 reproduce-fig1 reproduce-fig3 reproduce-fig4 sweep-phi reproduce-all status \
+        report lab test test-fast lint goldens lock clean
 
 help:  ## this text
 	@echo 'The AMD kit: rerun "AMD: Adaptive Masked Distillation for Object Detection" (arXiv 2301.13538)'
@@ -29,8 +34,9 @@ help:  ## this text
 
 #? PROFILE mini (default: shapes, narrow networks, minutes on a CPU), small (a real data set), paper (COCO)
 #? DATA folder of the data set, for PROFILE=small (COCO or Pascal VOC layout) and PROFILE=paper (COCO 2017)
-#? GROUP retinanet, reppoints or faster_rcnn; default: all three
+#? GROUP retinanet, reppoints or faster_rcnn; default: all three (one figure: the paper's)
 #? SEEDS seeds of the students, such as "0 1 2"; default: 0
+#? PHI values of the threshold for sweep-phi; default: "0.5 0.7 0.9 1.0 1.1 1.3 1.5"
 #? EPOCHS train teachers and students this long instead of the profile's own schedule
 #? DEVICE cpu, cuda or cuda:N; default: a GPU where there is one
 #? JOBS runs at once; default: one a GPU, or one a core (four at most) without a GPU
@@ -62,11 +68,46 @@ list: $(SETUP)  ## list every row with the paper's value
 data: $(SETUP)  ## prepare and check the data set of PROFILE
 	@$(RUN) data $(WHERE)
 
-reproduce-table1: $(SETUP)  ## Table I: train what is missing, evaluate, show it beside the paper's
-	@$(RUN) notebook table1 $(WHERE) $(SET)
+reproduce-table1: $(SETUP)  ## Table I, the methods compared: train what is missing, evaluate, show it beside the paper's
+	$(REPRODUCE)
+
+reproduce-table2: $(SETUP)  ## Table II, what each part of AMD brings: RetinaNet
+	$(REPRODUCE)
+
+reproduce-table3: $(SETUP)  ## Table III, the same: RepPoints
+	$(REPRODUCE)
+
+reproduce-table4: $(SETUP)  ## Table IV, the same: Faster R-CNN
+	$(REPRODUCE)
+
+reproduce-table5: $(SETUP)  ## Table V, generation blocks
+	$(REPRODUCE)
+
+reproduce-table6: $(SETUP)  ## Table VI, position of the channel clue
+	$(REPRODUCE)
+
+reproduce-fig1: $(SETUP)  ## Fig. 1, the teacher's attention with region scores
+	$(REPRODUCE)
+
+reproduce-fig3: $(SETUP)  ## Fig. 3, feature maps of teacher, baseline, FGD, MGD and AMD
+	$(REPRODUCE)
+
+reproduce-fig4: $(SETUP)  ## Fig. 4, mAP and mAR over phi (RepPoints, or GROUP)
+	$(REPRODUCE)
+
+sweep-phi: reproduce-fig4  ## the same, for the values PHI: one executed notebook a value, then Fig. 4
+
+reproduce-all: $(SETUP)  ## every table and figure: train what is missing, execute every notebook, then the report
+	@code=0; $(RUN) reproduce all $(WHERE) $(SET) || code=$$?; $(RUN) report $(WHERE); exit $$code
+
+status: $(SETUP)  ## which runs are done, running, failed, stale or missing, and why
+	@$(RUN) status $(WHERE) $(SET)
+
+report: $(SETUP)  ## gather what is there in a static web site, results/<profile>/report/index.html
+	@$(RUN) report $(WHERE)
 
 lab: $(SETUP)  ## open the notebooks in JupyterLab
-	$(VENV)/bin/jupyter lab --notebook-dir notebooks
+	PATH="$(abspath $(VENV))/bin:$$PATH" $(VENV)/bin/jupyter lab --notebook-dir notebooks
 
 test: $(SETUP)  ## all tests (needs neither network nor GPU)
 	$(PY) -m pytest

@@ -27,13 +27,15 @@ def main(words: list[str] | None = None) -> int:
     from amdlib.data import DataError
     from amdlib.experiments import SettingError
     from amdlib.notebooks import NotebookError
+    from amdlib.report import ReportError
     from amdlib.results import ResultError
+    from amdlib.targets import TargetError
     from amdlib.train import TrainingError
     from amdlib.weights import WeightsError
     try:
         return arguments.do(arguments) or 0
-    except (BatchError, DataError, SettingError, NotebookError, ResultError, TrainingError, WeightsError,
-            FileNotFoundError) as error:
+    except (BatchError, DataError, SettingError, NotebookError, ReportError, ResultError, TargetError, TrainingError,
+            WeightsError, FileNotFoundError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -74,14 +76,32 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE',
                      help="change mmengine's config by dotted keys; needs --work-dir")
     add('data', _data, 'prepare and check a data set', where)
-    table = add('table', _table, 'print Table I from the records that are there', where)
+    table = add('table', _table, 'print a table from the records that are there', where)
+    table.add_argument('name', nargs='?', default='table1', help='table1 (default) to table6')
     table.add_argument('--group', help='only this group')
     table.add_argument('--seeds', default='0', help='comma-separated; default 0')
     table.add_argument('--epochs', type=int, help='of runs made with EPOCHS=')
-    notebook = add('notebook', _notebook, 'execute a notebook by papermill; its output appears here', where)
+    parameters = argparse.ArgumentParser(add_help=False)
+    parameters.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', dest='settings',
+                            help='a parameter of the notebook; an unknown one is an error')
+    notebook = add('notebook', _notebook, 'execute a notebook by papermill; its output appears here', where, parameters)
     notebook.add_argument('name', help='file name in notebooks/, without .ipynb')
-    notebook.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', dest='settings',
-                          help='a parameter of the notebook; an unknown one is an error')
+    notebook.add_argument('--output', metavar='NAME', help='of the executed copy, below results/; default: the same')
+    notebook.add_argument('--device', help='what a run in the notebook uses: cpu, cuda or cuda:N')
+    reproduce = add('reproduce', _reproduce, 'train what targets lack and execute their notebooks', where, parameters)
+    reproduce.add_argument('targets', nargs='+', help='table1 ... table6, fig1, fig3, fig4, or all')
+    sweep = add('sweep', _sweep, 'run a row with several values of one option, an executed notebook each', where)
+    sweep.add_argument('row')
+    sweep.add_argument('option', help="an argument of the method's loss, such as phi, temperature or mask_ratio")
+    sweep.add_argument('values', nargs='+')
+    sweep.add_argument('--seeds', default='0', help='comma-separated; default 0')
+    sweep.add_argument('--epochs', type=int, help="instead of the profile's own schedule")
+    sweep.add_argument('--jobs', type=int, help='runs at once; default: one a GPU, or one a core (four at most)')
+    sweep.add_argument('--device', help='cpu, cuda or cuda:N; default: a GPU where there is one')
+    status = add('status', _status, 'say which runs are done, running, failed, stale or missing, and why', where,
+                 parameters)
+    status.add_argument('targets', nargs='*', help='as for reproduce; default: all')
+    add('report', _report, 'gather tables, figures and notebooks in a static HTML site', where)
     commands.add_parser('doctor', help='print versions, GPU, operators in use, what is missing and how to mend it')
     return parser
 
@@ -101,17 +121,6 @@ def _choose_device(device: str) -> None:
         raise SystemExit(f'error: --device {device}: torch sees no such GPU (python -m amdlib doctor tells more)')
 
 
-def _pairs(words: list[str]) -> dict[str, str]:
-    from amdlib.experiments import SettingError
-    pairs = {}
-    for word in words:
-        key, equals, value = word.partition('=')
-        if not equals or not key:
-            raise SettingError(f'{word!r}: expected KEY=VALUE')
-        pairs[key] = value
-    return pairs
-
-
 def _prepare(arguments, say=print):
     from amdlib import data
     from amdlib.experiments import find_profile
@@ -124,40 +133,43 @@ def _to_stderr(*words) -> None:
 
 
 def _list(_arguments) -> None:
-    from amdlib.experiments import PROFILES, ROWS, Run
-    from amdlib.results import paper_table, paper_value
-    paper = paper_table('I').set_index(['group', 'row'])
+    from amdlib.experiments import PROFILES, ROWS, TABLES, Run
+    from amdlib.tables import paper_value
     profiles = ' '.join(f'{name:>6}' for name in PROFILES)
-    print(f'{"row":22} {"paper mAP":>9}  {"detector":18} {"method":7} {profiles} epochs')
+    print(f'{"row":26} {"paper mAP":>9}  {"detector":18} {"method":7} {profiles} epochs  tables')
     for row in ROWS.values():
-        value = paper_value(paper, row.group.name, row.label, 'mAP')
+        tables = [table for table in TABLES.values() if row in table.rows()]
+        values = [paper_value(table.number, row.group.name, table.label(row), 'mAP') for table in tables]
+        value = next((f'{value:.1f}' for value in values if value is not None), '-')
         # the paper's teachers are published checkpoints
         epochs = ' '.join(f'{"-" if name == "paper" and row.is_teacher else Run(row, profile).epochs:>6}'
                           for name, profile in PROFILES.items())
         detector = row.group.teacher_label if row.is_teacher else row.group.student_label
-        print(f'{row.id:22} {value:9.1f}  {detector:18} {row.method or "-":7} {epochs}')
+        print(f'{row.id:26} {value:>9}  {detector:18} {row.method or "-":7} {epochs}         '
+              f'{" ".join(table.number for table in tables)}')
     print('\nassumed values (the paper does not state them): alpha, T = 0.5, phi = 1.0, SE reduction, random mask '
           'ratio, inheriting; see README')
 
 
 def _show(arguments) -> None:
-    from amdlib.experiments import Run, config
-    run = Run.of(arguments.row, arguments.profile, arguments.seed, _pairs(arguments.settings))
+    from amdlib.experiments import Run, config, read_settings
+    run = Run.of(arguments.row, arguments.profile, arguments.seed, read_settings(arguments.settings))
     dataset = None if arguments.profile == 'paper' and not arguments.data else _prepare(arguments, _to_stderr)
     print(config(run, dataset).pretty_text)
 
 
 def _run(arguments) -> None:
-    from amdlib.experiments import Run
+    from amdlib.experiments import Run, read_settings
     from amdlib.train import run_row
-    settings = _pairs(arguments.settings)
+    settings = read_settings(arguments.settings)
     if arguments.amp:
         settings['amp'] = 'True'
     run = Run.of(arguments.row, arguments.profile, arguments.seed, settings)
     options = None
     if arguments.cfg_options:
         from mmengine.config import DictAction
-        options = {key: DictAction._parse_iterable(value) for key, value in _pairs(arguments.cfg_options).items()}
+        options = {key: DictAction._parse_iterable(value)
+                   for key, value in read_settings(arguments.cfg_options).items()}
     run_row(run, _prepare(arguments), arguments.results, force=arguments.force, resume=arguments.resume,
             work_dir=arguments.work_dir, cfg_options=options)
 
@@ -170,25 +182,70 @@ def _data(arguments) -> None:
 
 
 def _table(arguments) -> None:
-    from amdlib import results
+    from amdlib import results, tables
     from amdlib.experiments import table_runs
-    runs = table_runs('table1', arguments.profile, arguments.group, arguments.seeds, {'epochs': arguments.epochs})
-    records = results.collect(runs, _prepare(arguments, _to_stderr), arguments.results)
-    tidy = results.table1(records)
-    for group in tidy.group.unique():
-        print(f'\n{group}\n{results.table1_wide(tidy, group).to_markdown(index=False)}')
+    runs = table_runs(arguments.name, arguments.profile, arguments.group, arguments.seeds, {'epochs': arguments.epochs})
+    cells = tables.tidy(arguments.name, results.collect(runs, _prepare(arguments, _to_stderr), arguments.results))
+    for group in cells.group.unique():
+        print(f'\n{group}\n{tables.wide(cells, group).to_markdown(index=False)}')
+
+
+def _given(arguments) -> dict[str, str]:
+    """What --set gives, files and folders as absolute paths: a notebook runs in a folder of its own."""
+    from amdlib.experiments import read_settings
+    given = read_settings(arguments.settings)
+    for name in ('backbone', 'teacher_backbone', 'teacher_checkpoint'):
+        if given.get(name):
+            given[name] = str(Path(given[name]).resolve())
+    if arguments.data:
+        arguments.data = str(Path(arguments.data).resolve())
+    arguments.results = arguments.results.resolve()
+    return given
 
 
 def _notebook(arguments) -> None:
     from amdlib import notebooks, results
-    dataset = _prepare(arguments, lambda *_: None)
-    place = results.folder(arguments.profile, dataset, arguments.results)
-    settings = {'profile': arguments.profile, 'data': arguments.data, 'results_dir': arguments.results,
-                **_pairs(arguments.settings)}
-    for name in ('data', 'results_dir', 'backbone', 'teacher_backbone', 'teacher_checkpoint'):
-        if settings.get(name):  # the notebook runs in a folder of its own
-            settings[name] = str(Path(settings[name]).resolve())
-    notebooks.execute(ROOT / 'notebooks' / f'{arguments.name}.ipynb', place / f'{arguments.name}.ipynb', settings)
+    given = _given(arguments)
+    place = results.folder(arguments.profile, _prepare(arguments, lambda *_: None), arguments.results)
+    output = place / (arguments.output or arguments.name)
+    output = output if output.suffix == '.ipynb' else output.with_name(f'{output.name}.ipynb')
+    notebooks.execute(ROOT / 'notebooks' / f'{arguments.name}.ipynb', output,
+                      {'profile': arguments.profile, 'data': arguments.data, 'results_dir': str(arguments.results),
+                       **given})
+
+
+def _reproduce(arguments) -> None:
+    from amdlib import targets
+    given = _given(arguments)
+    wanted = targets.find_targets(arguments.targets, given.get('group'))
+    targets.reproduce(wanted, arguments.profile, _prepare(arguments, lambda *_: None),
+                      Path(arguments.data) if arguments.data else None, arguments.results, given)
+
+
+def _sweep(arguments) -> None:
+    from amdlib import batch, experiments, results, tables
+    dataset = _prepare(arguments)
+    runs = experiments.sweep_runs(arguments.row, arguments.option, ' '.join(arguments.values), arguments.profile,
+                                  arguments.seeds, {'epochs': arguments.epochs})
+    arguments.results = arguments.results.resolve()
+    place = results.folder(arguments.profile, dataset, arguments.results) / f'sweep_{arguments.option}'
+    batch.run_missing([], dataset, arguments.data and Path(arguments.data).resolve(), jobs=arguments.jobs,
+                      device=arguments.device, results_dir=arguments.results,
+                      executed={run: place / f'{run.id}.ipynb' for run in runs})
+    cells = tables.sweep(runs, results.collect(runs, dataset, arguments.results), arguments.option)
+    print(f'\n{tables.sweep_wide(cells).to_markdown(index=False, disable_numparse=True)}\n\nexecuted notebooks: {place}')
+
+
+def _status(arguments) -> None:
+    from amdlib import targets
+    given = _given(arguments)
+    wanted = targets.find_targets(arguments.targets or ['all'], given.get('group'))
+    targets.status(wanted, arguments.profile, _prepare(arguments, lambda *_: None), arguments.results, given)
+
+
+def _report(arguments) -> None:
+    from amdlib import report
+    print(report.build(arguments.profile, _prepare(arguments, _to_stderr), arguments.results))
 
 
 def doctor() -> int:

@@ -1,22 +1,25 @@
-"""Run many rows at once, each in a process of its own with its own log and, where there are several, its own GPU."""
+"""Run many rows at once, each in a process of its own with its own log, port and, where there are several, GPU."""
 from __future__ import annotations
 
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from amdlib import results
+from amdlib import notebooks, results
 from amdlib.data import Dataset
-from amdlib.experiments import Run
+from amdlib.experiments import Run, write_settings
 from amdlib.train import describe, minutes
 
 POLL_S = 0.5
+EXPERIMENT = results.ROOT / 'notebooks' / 'experiment.ipynb'
+_PARAMETERS = ('row', 'seed', 'settings', 'force')  # what a batch gives that notebook
 
 
 class BatchError(RuntimeError):
@@ -47,30 +50,50 @@ def with_teachers(runs: Iterable[Run]) -> list[Run]:
 
 def run_missing(runs: Iterable[Run], dataset: Dataset, data: str | Path | None = None, *, jobs: int | None = None,
                 force: bool = False, device: str | None = None, results_dir: Path = results.ROOT / 'results',
-                line_every_s: float = 20, say=print) -> None:
+                executed: Mapping[Run, Path] | None = None, line_every_s: float = 20, say=print) -> None:
     """Train what has no valid record, at most `jobs` at once, a student only after its teacher.
 
+    Args:
+        executed: runs that `notebooks/experiment.ipynb` makes, each with the place of its executed copy; a run that is
+            done is only shown there, where the copy is missing or older than the record.
     A failed run does not stop the others (its students cannot start); BatchError names all that failed at the end.
     """
-    runs = with_teachers(runs)
+    executed = dict(executed or {})
+    notebooks.check(EXPERIMENT, _PARAMETERS)
+    runs = with_teachers([*runs, *executed])
     jobs = jobs or default_jobs(device)
     waiting = []
     for run in runs:
         found = results.state(run, dataset, results_dir)
-        if found.name == 'done' and not force:
+        if found.name == 'done' and not force and _is_shown(executed.get(run), run, dataset, results_dir):
             continue
         if found.name not in ('missing', 'done'):
             say(f'{run.id} is {found.name} ({found.why}): it is run again')
         waiting.append(run)
     say(f'{len(runs) - len(waiting)} of {len(runs)} runs are done, {len(waiting)} to do, {jobs} at once')
-    _Batch(waiting, len(runs), dataset, data, jobs, force, device, results_dir, line_every_s, say).go()
+    _Batch(waiting, len(runs), dataset, data, jobs, force, device, Path(results_dir), executed, line_every_s, say).go()
 
 
+def _is_shown(notebook: Path | None, run: Run, dataset: Dataset, results_dir: Path) -> bool:
+    record = results.run_folder(run, dataset, results_dir) / 'record.json'
+    return notebook is None or notebook.is_file() and notebook.stat().st_mtime >= record.stat().st_mtime
+
+
+@dataclass
 class _Batch:
-    def __init__(self, waiting, total, dataset, data, jobs, force, device, results_dir, line_every_s, say) -> None:
-        self.waiting, self.total, self.dataset, self.data = list(waiting), total, dataset, data
-        self.jobs, self.force, self.device, self.results_dir = jobs, force, device, Path(results_dir)
-        self.line_every_s, self.say = line_every_s, say
+    waiting: list[Run]
+    total: int                      # runs, those that are done included
+    dataset: Dataset
+    data: str | Path | None
+    jobs: int
+    force: bool
+    device: str | None
+    results_dir: Path
+    executed: dict[Run, Path]
+    line_every_s: float
+    say: Callable[[str], None]
+
+    def __post_init__(self) -> None:
         self.running: dict[Run, _Running] = {}
         self.failed: dict[Run, str] = {}
         self.began_s, self.printed_s, self.finished = time.monotonic(), time.monotonic(), 0
@@ -104,22 +127,35 @@ class _Batch:
     def _start(self, run: Run) -> None:
         slot = min(set(range(self.jobs)) - {child.slot for child in self.running.values()})
         place = results.run_folder(run, self.dataset, self.results_dir)
-        place.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, '-m', 'amdlib', 'run', run.row.id, '--profile', run.profile.name, '--seed',
-                   str(run.seed), '--results', str(self.results_dir),
-                   *(['--data', str(self.data)] if self.data else []),
-                   *(['--device', self.device] if self.device else []), *(['--force'] if self.force else []),
-                   *(word for key, value in run.settings for word in ('--set', f'{key}={value}'))]
-        log = place / 'console.log'
+        command = self._notebook_command(run) if run in self.executed else self._command(run)
+        log = self.executed[run].with_suffix('.log') if run in self.executed else place / 'console.log'
+        log.parent.mkdir(parents=True, exist_ok=True)
         with open(log, 'w') as out:
             process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
                                        env=self._environment(slot), start_new_session=True, cwd=results.ROOT)
         self.running[run] = _Running(process, slot, log)
 
+    def _command(self, run: Run) -> list[str]:
+        return [sys.executable, '-m', 'amdlib', 'run', run.row.id, '--seed', str(run.seed), *self._where(run),
+                *(['--force'] if self.force else []),
+                *(word for key, value in run.settings for word in ('--set', f'{key}={value}'))]
+
+    def _notebook_command(self, run: Run) -> list[str]:
+        values = (run.row.id, run.seed, write_settings(dict(run.settings)), self.force)
+        return [sys.executable, '-m', 'amdlib', 'notebook', EXPERIMENT.stem, '--output', str(self.executed[run]),
+                *self._where(run), *(word for name, value in zip(_PARAMETERS, values, strict=True)
+                                     for word in ('--set', f'{name}={value}'))]
+
+    def _where(self, run: Run) -> list[str]:
+        return ['--profile', run.profile.name, '--results', str(self.results_dir),
+                *(['--data', str(self.data)] if self.data else []),
+                *(['--device', self.device] if self.device else [])]
+
     def _environment(self, slot: int) -> dict[str, str]:
         import torch
         threads = max(1, len(os.sched_getaffinity(0)) // self.jobs)
-        env = {**os.environ, 'OMP_NUM_THREADS': str(threads), 'PYTHONUNBUFFERED': '1'}
+        env = {**os.environ, 'OMP_NUM_THREADS': str(threads), 'PYTHONUNBUFFERED': '1',
+               'MASTER_PORT': str(_free_port())}
         if self.device in (None, 'cuda') and torch.cuda.device_count() > 1:
             visible = os.environ.get('CUDA_VISIBLE_DEVICES')
             cards = visible.split(',') if visible else [str(i) for i in range(torch.cuda.device_count())]
@@ -153,3 +189,10 @@ class _Batch:
             parts.append(describe(run.id, p['phase'], p['step'], p['steps'], p['s_per_step'], p['left_s']) if p
                          else f'{run.id} starting')
         self.say(f'[{self._done()}] {minutes(time.monotonic() - self.began_s)}  ' + ' | '.join(parts))
+
+
+def _free_port() -> int:
+    """A port that nobody listens on, for the processes of one distributed run."""
+    with socket.socket() as probe:
+        probe.bind(('', 0))
+        return probe.getsockname()[1]

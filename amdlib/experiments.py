@@ -10,7 +10,9 @@ import copy
 import functools
 import inspect
 import math
+import shlex
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -146,7 +148,8 @@ class Table:
 
 
 _ABLATION_LINES = (('baseline', 'baseline'), ('amd', 'full'), ('amd-channel', 'channel only'),
-                   ('amd-mask', 'mask only'), ('amd-unmasked', 'nothing masked'), ('amd-allmasked', 'everything masked'))
+                   ('amd-mask', 'mask only'), ('amd-unmasked', 'nothing masked'),
+                   ('amd-allmasked', 'everything masked'))
 _ABLATION_METRICS = ('mAP', 'AP50', 'AP75', 'AP_S', 'AP_M', 'AP_L')
 
 TABLES: dict[str, Table] = {table.name: table for table in (
@@ -160,8 +163,8 @@ TABLES: dict[str, Table] = {table.name: table for table in (
     Table('table5', 'V', 'Generation blocks', ('retinanet',),
           (('amd-mbconv', 'MBConv'), ('amd-conv1', 'Dense Conv x1'), ('amd', 'Dense Conv x2')),
           'amd', 'to Dense Conv x2', _ABLATION_METRICS),
-    Table('table6', 'VI', 'Position of the channel clue', ('faster_rcnn',), (('amd', 'After'), ('amd-within', 'Within')),
-          'amd', 'to After', _ABLATION_METRICS),
+    Table('table6', 'VI', 'Position of the channel clue', ('faster_rcnn',),
+          (('amd', 'After'), ('amd-within', 'Within')), 'amd', 'to After', _ABLATION_METRICS),
 )}
 
 
@@ -284,6 +287,10 @@ class Run:
         passed_on = {key.removeprefix('teacher_'): value for key, value in self.settings
                      if key in RECIPE_SETTINGS or key.startswith('teacher_')}
         return Run.of(f'{self.row.group.name}-teacher', self.profile, 0, passed_on)
+
+    def value(self, option: str):
+        """One of the method's options at the paper's scale, as this run has it."""
+        return dict(self.settings).get(option, self.row.value(option))
 
     def files(self) -> dict[str, str]:
         """The weight files that the settings name, by setting."""
@@ -528,6 +535,22 @@ def sweep_runs(row: str, option: str, values: str, profile: str, seeds: str = '0
     own = _own(row, {key: value for key, value in (settings or {}).items() if value})
     runs = [Run.of(row, profile, seed, {**own, option: word}) for word in words for seed in _seeds(seeds)]
     return list(dict.fromkeys(runs))
+
+
+def read_settings(text: str | list[str]) -> dict[str, str]:
+    """'phi=0.7 epochs=2', or the words of it, as pairs; a value with spaces is quoted as in a shell."""
+    pairs = {}
+    for word in shlex.split(text) if isinstance(text, str) else text:
+        key, separator, value = word.partition('=')
+        if not separator or not key:
+            raise SettingError(f'{word!r}: expected KEY=VALUE')
+        pairs[key] = value
+    return pairs
+
+
+def write_settings(settings: Mapping[str, object]) -> str:
+    """Settings as the text that `read_settings` reads."""
+    return ' '.join(shlex.quote(f'{key}={value}') for key, value in settings.items())
 
 
 def _seeds(seeds: str) -> list[int]:

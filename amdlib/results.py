@@ -1,4 +1,4 @@
-"""Run records, their state, and tables beside the paper's numbers.
+"""Run records and their state.
 
 A run's folder, `results/<profile>[/<data set>]/runs/<run id>/`, holds `record.json` (what was run, with what, and the
 12 COCO numbers), `detections.json.gz` (COCO results format; the numbers are computed from this file),
@@ -15,7 +15,6 @@ import io
 import json
 import os
 import platform
-import re
 import subprocess
 from dataclasses import dataclass
 from importlib import metadata
@@ -28,11 +27,10 @@ from pycocotools.cocoeval import COCOeval
 
 from amdlib import weights
 from amdlib.data import Dataset
-from amdlib.experiments import GROUPS, Profile, Run, config, find_profile
+from amdlib.experiments import Run, config
 
 ROOT = Path(__file__).resolve().parent.parent
 METRICS = ('mAP', 'AP50', 'AP75', 'AP_S', 'AP_M', 'AP_L', 'AR1', 'AR10', 'mAR', 'AR_S', 'AR_M', 'AR_L')  # COCO's order
-TABLE1_METRICS = ('mAP', 'AP_S', 'AP_M', 'AP_L', 'mAR', 'AR_S', 'AR_M', 'AR_L')
 
 
 class ResultError(ValueError):
@@ -75,6 +73,13 @@ def write_json(path: Path, content: dict | list, compress: bool = False) -> None
 def read_detections(path: Path) -> list[dict]:
     """Detections of a run, COCO results format."""
     return json.loads(gzip.decompress(Path(path).read_bytes()))
+
+
+def read_scalars(place: Path) -> pd.DataFrame:
+    """What a run logged: step, loss and its terms, lr, grad_norm; empty for a run that was not trained."""
+    file = Path(place) / 'scalars.jsonl'
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    return pd.DataFrame(lines, columns=None if lines else ['step', 'loss'])
 
 
 # ---- folders and fingerprints -----------------------------------------------------------------------------------
@@ -223,14 +228,6 @@ def commit() -> dict[str, str | bool | None]:
         return {'commit': None, 'clean': None}
 
 
-# ---- tables -----------------------------------------------------------------------------------------------------
-
-def paper_table(number: str) -> pd.DataFrame:
-    """One of the paper's tables ('I' to 'VI') from data/paper_tables.csv, in percent; NaN = not reported."""
-    table = pd.read_csv(ROOT / 'data' / 'paper_tables.csv')
-    return table[table['table'] == number].reset_index(drop=True)
-
-
 def collect(runs: list[Run], dataset: Dataset, results: Path = ROOT / 'results') -> pd.DataFrame:
     """One line a run: row, seed, the 12 numbers in percent, and what is behind them.
 
@@ -249,111 +246,3 @@ def collect(runs: list[Run], dataset: Dataset, results: Path = ROOT / 'results')
                       'data': record['data']['fingerprint'], 'commit': record['code']['commit'],
                       'clean': record['code']['clean'], 'train_s': record['train_s'], 'device': record['device']})
     return pd.DataFrame(lines)
-
-
-def table1(records: pd.DataFrame) -> pd.DataFrame:
-    """Table I: one line a cell, means over seeds, in percent (tidy: group, row, metric, ours, sd, gain, paper ...)."""
-    paper = paper_table('I').set_index(['group', 'row'])
-    lines = []
-    for (group, row), runs in records.groupby(['group', 'row'], sort=False):
-        base = records[(records.group == group) & (records.row == 'baseline')]
-        for metric in TABLE1_METRICS:
-            printed = paper_value(paper, group, runs.label.iloc[0], metric)
-            printed_base = paper_value(paper, group, 'baseline', metric)
-            is_method = row not in ('teacher', 'baseline')
-            lines.append({
-                'group': group, 'row': row, 'label': runs.label.iloc[0], 'metric': metric,
-                'ours': runs[metric].astype(float).mean(), 'sd': runs[metric].astype(float).std(),
-                'seeds': len(runs), 'gain': _difference(runs, base, metric) if is_method else None, 'paper': printed,
-                'paper_gain': None if printed is None or not is_method else printed - printed_base,
-                'runs': ' '.join(runs.run), 'settings_hash': ' '.join(sorted(set(runs.settings_hash))),
-                'data': runs.data.iloc[0], 'commit': ' '.join(sorted({str(c) for c in runs.commit}))})
-    return pd.DataFrame(lines)
-
-
-def _difference(runs: pd.DataFrame, base: pd.DataFrame, metric: str) -> float | None:
-    if base.empty:
-        return None
-    return runs[metric].astype(float).mean() - base[metric].astype(float).mean()
-
-
-def paper_value(paper: pd.DataFrame, group: str, label: str, metric: str) -> float | None:
-    """The paper's number in percent; a teacher's mAP stands in its name: 'RetinaNet-ResNeXt101 (41.0)'."""
-    if label == 'Teacher':
-        named = re.search(r'\(([\d.]+)\)', paper.loc[(group, 'baseline'), 'teacher'])
-        return float(named.group(1)) if metric == 'mAP' else None
-    return float(paper.loc[(group, label), metric])
-
-
-def table1_wide(tidy: pd.DataFrame, group: str) -> pd.DataFrame:
-    """One group for reading: a line a row; mAP, gain and paper in full, other numbers as 'ours (paper)'."""
-    lines = []
-    for (_, label), cells in tidy[tidy.group == group].groupby(['row', 'label'], sort=False):
-        by_metric = cells.set_index('metric')
-        m = by_metric.loc['mAP']
-        spread = f' ± {m.sd:.1f}' if m.seeds > 1 else ''
-        line = {'': label, 'mAP': f'{_cell(m.ours)}{spread}', 'gain': _cell(m.gain, '+.1f'),
-                'paper mAP': _cell(m.paper), 'paper gain': _cell(m.paper_gain, '+.1f')}
-        for metric in TABLE1_METRICS[1:]:
-            c = by_metric.loc[metric]
-            line[metric] = _cell(c.ours) + (f' ({_cell(c.paper)})' if pd.notna(c.paper) else '')
-        lines.append(line)
-    return pd.DataFrame(lines)
-
-
-def detector(run: Run) -> str:
-    """What a run trains, in words: `RetinaNet, ResNet-18 (width 16)`."""
-    group, profile, is_teacher = run.row.group, run.profile, run.row.is_teacher
-    network = profile.teacher if is_teacher else profile.student
-    name = group.teacher_label if is_teacher else group.student_label
-    if network is None:
-        return f'{name}, {"ResNeXt-101" if is_teacher else "ResNet-50"}'
-    # DEVIATION no-masks, see experiments
-    return f'{name.replace("Cascade Mask", "Cascade")}, ResNet-{network.depth} (width {network.width})'
-
-
-def group_title(group: str, profile: str) -> str:
-    """A table's heading: which student learns from which teacher."""
-    student, teacher = (detector(Run.of(f'{group}-{name}', profile)) for name in ('baseline', 'teacher'))
-    note = ' without masks: the data have none' if 'Cascade R-CNN' in teacher else ''
-    return f'{student}, taught by {teacher}{note}'
-
-
-def reading_notes(tidy: pd.DataFrame, records: pd.DataFrame, profile: Profile, dataset: Dataset) -> str:
-    """Markdown: what these numbers can and cannot show, and what was found, in plain words."""
-    images = len(coco_images(dataset.test_ann))
-    seeds = int(tidy.loc[tidy.row != 'teacher', 'seeds'].min())
-    lines = [profile.can_show, f'{images} test images, {seeds} seed{"s" if seeds > 1 else ""}' + (
-        '.' if seeds > 1 else ': the spread between seeds is not known, so read no order into close numbers.')]
-    mean = tidy[tidy.metric == 'mAP'].set_index(['group', 'row'])
-    for group in tidy.group.unique():
-        gains = mean.loc[group].gain.dropna().sort_values(ascending=False)
-        teacher, baseline = mean.loc[(group, 'teacher'), 'ours'], mean.loc[(group, 'baseline'), 'ours']
-        ranked = ', '.join(f'{mean.loc[(group, row), "label"]} {gain:+.1f}' for row, gain in gains.items())
-        lines.append(f'{GROUPS[group].student_label}: the teacher is {teacher - baseline:+.1f} mAP from the baseline '
-                     f'({baseline:.1f}); gains: {ranked}.')
-    lines += [f'Data: {note}.' for note in dataset.notes]
-    return '\n'.join(f'- {line}' for line in lines)
-
-
-def coco_images(ann_file: Path) -> list[dict]:
-    """The images of a COCO file."""
-    return json.loads(Path(ann_file).read_text())['images']
-
-
-def write_table1(tidy: pd.DataFrame, notes: str, place: Path, profile: str) -> Path:
-    """Write table1.csv (every cell, full precision) and table1.md (for reading) into `place`; return the latter."""
-    place.mkdir(parents=True, exist_ok=True)
-    tidy.to_csv(place / 'table1.csv', index=False, float_format='%.6f')
-    parts = [f'# Table I, profile `{find_profile(profile).name}`',
-             'COCO numbers in percent; in brackets the paper\'s. *gain*: difference to the baseline above it.']
-    for group in tidy.group.unique():
-        parts += [f'**{group_title(group, profile)}**', table1_wide(tidy, group).to_markdown(index=False,
-                                                                                           disable_numparse=True)]
-    parts += ['## What this can and cannot show', notes]
-    (place / 'table1.md').write_text('\n\n'.join(parts) + '\n')
-    return place / 'table1.md'
-
-
-def _cell(value: float | None, form: str = '.1f') -> str:
-    return '–' if pd.isna(value) else format(value, form)
