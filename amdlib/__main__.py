@@ -233,7 +233,8 @@ def _sweep(arguments) -> None:
                       device=arguments.device, results_dir=arguments.results,
                       executed={run: place / f'{run.id}.ipynb' for run in runs})
     cells = tables.sweep(runs, results.collect(runs, dataset, arguments.results), arguments.option)
-    print(f'\n{tables.sweep_wide(cells).to_markdown(index=False, disable_numparse=True)}\n\nexecuted notebooks: {place}')
+    print(f'\n{tables.sweep_wide(cells).to_markdown(index=False, disable_numparse=True)}\n')
+    print(f'executed notebooks: {place}')
 
 
 def _status(arguments) -> None:
