@@ -1,11 +1,15 @@
 """plots.py: what a figure shows is what the table holds."""
 import matplotlib
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 from matplotlib.container import ErrorbarContainer
 
 from amdlib import plots
+from amdlib.amd import keep_mask
+from amdlib.features import Picture, region_scores
 
 matplotlib.use('Agg')
 METHODS = {'fkd': ('FKD', 1.5, 2.2), 'mgd': ('MGD', -0.5, 3.6), 'amd': ('AMD', 2.25, 3.9)}   # label, gain, paper's gain
@@ -69,3 +73,149 @@ def test_a_figure_leaves_matplotlibs_settings_as_they_were():
     before = dict(plt.rcParams)
     plots.gains(_tidy(['retinanet']))
     assert dict(plt.rcParams) == before
+
+
+# ---- attention, masks and features over images ------------------------------------------------------------------
+
+def _picture(image_id=1, padded_px=(32, 48)):
+    generator = np.random.default_rng(image_id)
+    return Picture(image_id, 'a.png', generator.integers(0, 255, (32, 40, 3), dtype=np.uint8),
+                   torch.zeros(3, *padded_px), torch.tensor([[0., 0., 16., 16.], [21., 5., 22., 6.]]), ('disc', 'ring'))
+
+
+def _shown(axis, image):
+    """Of an axis one image, from below: values and extent."""
+    part = axis.get_images()[image]
+    return part.get_array(), tuple(part.get_extent())
+
+
+def test_attention_lies_over_the_padded_image_and_the_axis_shows_the_image():
+    pictures = [_picture(1), _picture(2)]
+    attention = torch.rand(2, 4, 6) + 0.5
+    figure = plots.attention_over_images(pictures, attention, keep_mask(attention, 1.0),
+                                         region_scores(attention, pictures), 1.0)
+    truth, heat, masked = figure.axes[:3]
+    assert (truth.get_images()[0].get_array() == pictures[0].rgb).all()
+    values, extent = _shown(heat, 1)
+    assert np.allclose(values, attention[0]) and extent == (0, 48, 32, 0)
+    covered, extent = _shown(masked, 1)
+    assert (np.ma.getmaskarray(np.ma.masked_invalid(covered)) == (attention[0] <= 1).numpy()).all()
+    assert extent == (0, 48, 32, 0)
+    assert all(axis.get_xlim() == (0, 40) and axis.get_ylim() == (32, 0) for axis in figure.axes[:6])
+    assert figure.axes[3].get_ylabel() == 'image 2' and masked.get_title() == 'masked where A > 1'
+    assert figure.axes[-1].get_xlabel() == 'attention A (mean 1)'
+
+
+def test_boxes_carry_their_class_and_their_score():
+    pictures = [_picture(1)]
+    attention = torch.full((1, 4, 6), 2.0)
+    attention[0, :2, :2] = 0.04        # the first box; the second holds no position
+    figure = plots.attention_over_images(pictures, attention, keep_mask(attention, 1.0),
+                                         region_scores(attention, pictures), 1.0)
+    assert [[text.get_text() for text in axis.texts] for axis in figure.axes[:3]] == [
+        ['disc', 'ring'], ['<0.1', '–'], []]
+    corners = [(patch.get_xy(), patch.get_width(), patch.get_height()) for patch in figure.axes[2].patches]
+    assert corners == [((0, 0), 16, 16), ((21, 5), 1, 1)]
+
+
+def test_feature_maps_have_a_line_an_image_a_column_a_run_and_their_own_range():
+    pictures = [_picture(1), _picture(2)]
+    maps = {'Teacher': 10 * torch.rand(2, 4, 6) + 5, 'AMD': torch.rand(2, 4, 6)}
+    maps['Teacher'][0, :, 5] = 1000.0     # in the padding: does not count
+    figure = plots.feature_maps(pictures, maps)
+    assert [axis.get_title() for axis in figure.axes[:3]] == ['image', 'Teacher', 'AMD']
+    assert [axis.get_ylabel() for axis in figure.axes[:6:3]] == ['image 1', 'image 2']
+    for axis in (figure.axes[i] for i in (1, 2, 4, 5)):
+        values, extent = _shown(axis, 0)
+        assert values[:, :5].min() == 0 and values[:, :5].max() == pytest.approx(1) and extent == (0, 48, 32, 0)
+    assert 'Eq. 2' in figure.axes[-1].get_xlabel() and len(figure.axes) == 7     # one colour bar
+
+
+def test_a_map_without_any_contrast_is_drawn():
+    values, _ = _shown(plots.feature_maps([_picture()], {'AMD': torch.ones(1, 4, 6)}).axes[1], 0)
+    assert (values == 0).all()
+
+
+def test_mask_coverage_draws_shares_in_percent_beside_chance():
+    lines = [{'level': level, 'stride_px': stride, 'phi': phi, 'masked_share': 0.5 - phi / 4, 'inside_share': phi / 2,
+              'random_share': 0.25} for level, stride in ((0, 8.0), (1, 16.0), ('all', None)) for phi in (0.5, 1.0)]
+    figure = plots.mask_coverage(pd.DataFrame(lines))
+    share, inside = figure.axes
+    assert [list(line.get_ydata()) for line in share.get_lines()] == [[37.5, 25.0]] * 3
+    drawn, chance = inside.get_lines()[:2]
+    assert list(drawn.get_ydata()) == [25.0, 50.0] and list(chance.get_ydata()) == [25.0, 25.0]
+    assert chance.get_linestyle() == '--' and chance.get_color() == drawn.get_color()
+    assert len({line.get_color() for line in share.get_lines()}) == 3
+    assert all('phi' in axis.get_xlabel() and '%' in axis.get_ylabel() for axis in figure.axes)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        'level 0 (stride 8 px)', 'level 1 (stride 16 px)', 'all levels', 'as many at random']
+
+
+def _sweep(sd=float('nan'), metrics=('mAP', 'mAR', 'masked_share')):
+    return pd.DataFrame([{'value': value, 'metric': metric, 'ours': 10 * i + value, 'sd': sd}
+                         for i, metric in enumerate(metrics) for value in (1.0, 0.5, 1.5)])
+
+
+def test_sweep_draws_scores_to_the_left_and_the_masked_share_to_the_right_in_order():
+    figure = plots.sweep(_sweep())
+    scores, shares = figure.axes
+    assert [[list(xy) for xy in line.get_xydata()] for line in scores.get_lines()] == [
+        [[0.5, 0.5], [1, 1], [1.5, 1.5]], [[0.5, 10.5], [1, 11], [1.5, 11.5]]]
+    (dashed,) = shares.get_lines()
+    assert dashed.get_linestyle() == '--' and list(dashed.get_ydata()) == [20.5, 21, 21.5]
+    assert 'phi' in scores.get_xlabel() and '%' in scores.get_ylabel() and 'masked' in shares.get_ylabel()
+    assert len({line.get_color() for line in [*scores.get_lines(), dashed]}) == 3
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ['mAP', 'mAR', 'masked (right axis)']
+
+
+def test_sweep_of_another_option_with_several_seeds():
+    figure = plots.sweep(_sweep(sd=0.25, metrics=('mAP', 'mAR')), x_label='temperature T')
+    (axis,) = figure.axes                                   # nothing to the right
+    assert axis.get_xlabel() == 'temperature T'
+    (middle,) = axis.containers[0][2]
+    assert [tuple(line[:, 1]) for line in middle.get_segments()] == [(v - 0.25, v + 0.25) for v in (0.5, 1, 1.5)]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ['mAP ± sd', 'mAR ± sd']
+
+
+# ---- one picture at a time --------------------------------------------------------------------------------------
+
+def test_maps_show_their_values_on_scales_of_their_own():
+    figure = plots.maps({'one': torch.arange(6.).view(2, 3), 'a single position': torch.tensor([[7.0]])})
+    first, second = [axis for axis in figure.axes if axis.get_title()]
+    assert first.get_images()[0].get_array().tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert first.get_images()[0].get_clim() == (0, 5)
+    assert (first.get_xlabel(), first.get_ylabel()) == ('column j', 'row i')
+    assert list(first.get_xticks()) == [0, 1, 2] and list(second.get_xticks()) == [0]
+
+
+def test_lines_are_the_columns_told_apart_by_more_than_colour():
+    curves = pd.DataFrame({f'level {i}': [i, i / 2] for i in range(1, 8)}, index=[0.5, 2.0])
+    axis = plots.lines(curves, 'phi', 'share').axes[0]
+    assert [line.get_label() for line in axis.get_lines()] == list(curves)      # none is left out
+    assert axis.get_lines()[2].get_xydata().tolist() == [[0.5, 3], [2, 1.5]]
+    assert len({(line.get_color(), line.get_linestyle(), line.get_marker()) for line in axis.get_lines()}) == 7
+    assert (axis.get_xlabel(), axis.get_ylabel(), axis.get_ylim()[0]) == ('phi', 'share', 0)
+    assert plots.lines(curves, 'step', 'loss', log_y=True).axes[0].get_yscale() == 'log'
+
+
+def test_mask_view_draws_attention_mask_and_shares_with_phi_marked():
+    keep = torch.ones(4, 6)
+    keep[1, 2] = 0
+    coverage = pd.DataFrame({'phi': [0.5, 1.0, 2.0], 'masked_share': [0.5, 0.1, 0.0],
+                             'inside_share': [0.4, 1.0, float('nan')]})
+    left, _, middle, right = plots.mask_view(_picture(), torch.full((4, 6), 0.5), keep, coverage, 1.0).axes
+    assert left.get_images()[-1].get_array().tolist() == [[0.5] * 6] * 4
+    assert np.argwhere(~np.ma.getmaskarray(np.ma.masked_invalid(middle.get_images()[-1].get_array()))).tolist() == [
+        [1, 2]]
+    share, inside, marked = right.get_lines()
+    assert list(share.get_ydata()) == [50, 10, 0] and list(inside.get_ydata())[:2] == [40, 100]
+    assert list(marked.get_xdata()) == [1, 1] and '%' in right.get_ylabel() and 'phi' in right.get_xlabel()
+
+
+def test_mask_grid_has_a_panel_a_setting_and_says_how_much_is_masked():
+    half, none = torch.tensor([[0.0, 1.0]]), torch.ones(1, 2)
+    figure = plots.mask_grid(_picture(), {'T = 1': {'phi = 1': half, 'phi = 2': none},
+                                          'T = 2': {'phi = 1': none, 'phi = 2': none}})
+    assert [axis.get_xlabel() for axis in figure.axes] == ['50 % masked', *['0 % masked'] * 3]
+    assert [axis.get_title() for axis in figure.axes[:2]] == ['phi = 1', 'phi = 2']
+    assert [axis.get_ylabel() for axis in figure.axes[::2]] == ['T = 1', 'T = 2']
