@@ -187,7 +187,7 @@ def _table(arguments) -> None:
     runs = table_runs(arguments.name, arguments.profile, arguments.group, arguments.seeds, {'epochs': arguments.epochs})
     cells = tables.tidy(arguments.name, results.collect(runs, _prepare(arguments, _to_stderr), arguments.results))
     for group in cells.group.unique():
-        print(f'\n{group}\n{tables.wide(cells, group).to_markdown(index=False)}')
+        print(f'\n{group}\n{tables.wide(cells, group).to_markdown(index=False, disable_numparse=True)}')
 
 
 def _given(arguments) -> dict[str, str]:

@@ -79,13 +79,12 @@ def loss_terms(run: Run, dataset: Dataset, results_dir: Path = results.ROOT / 'r
 
     Empty where the run is not done, or was made before losses were kept.
     """
-    log = results.run_folder(run, dataset, results_dir) / 'scalars.jsonl'
-    lines = []
-    if results.state(run, dataset, results_dir).name == 'done' and log.is_file():
-        for logged in map(json.loads, log.read_text().splitlines()):
-            ours = sum(value for name, value in logged.items() if name.startswith(f'loss_{run.row.method}_fpn_'))
-            lines.append({'step': logged['step'], 'detection': logged['loss'] - ours, 'distillation': ours})
-    return pd.DataFrame(lines, columns=['step', 'detection', 'distillation'])
+    done = results.state(run, dataset, results_dir).name == 'done'
+    logged = results.read_scalars(results.run_folder(run, dataset, results_dir)) if done else pd.DataFrame()
+    if logged.empty:
+        return pd.DataFrame(columns=['step', 'detection', 'distillation'])
+    ours = logged[[name for name in logged if name.startswith(f'loss_{run.row.method}_fpn_')]].sum(axis=1)
+    return pd.DataFrame({'step': logged.step, 'detection': logged.loss - ours, 'distillation': ours})
 
 
 def coverage_in_words(coverage: pd.DataFrame, phi: float) -> str:
