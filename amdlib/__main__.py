@@ -23,6 +23,7 @@ def main(words: list[str] | None = None) -> int:
         return doctor()
     if getattr(arguments, 'device', None):
         _choose_device(arguments.device)
+    from amdlib import zoo
     from amdlib.batch import BatchError
     from amdlib.data import DataError
     from amdlib.experiments import SettingError
@@ -31,6 +32,8 @@ def main(words: list[str] | None = None) -> int:
     from amdlib.train import TrainingError
     from amdlib.weights import WeightsError
     try:
+        _choose_teachers(arguments)
+        os.environ.update(zoo.environment())    # notebooks and batches work in other folders
         return arguments.do(arguments) or 0
     except (BatchError, DataError, SettingError, NotebookError, ResultError, TrainingError, WeightsError,
             FileNotFoundError) as error:
@@ -61,10 +64,18 @@ def _parser() -> argparse.ArgumentParser:
                               "teacher_checkpoint), or an argument of the method's loss such as phi; repeatable, part "
                               "of the run's name")
 
+    teachers = argparse.ArgumentParser(add_help=False)
+    teachers.add_argument('--weights', metavar='DIR',
+                          help='folder with published weights, for the profile paper (or AMD_WEIGHTS)')
+    teachers.add_argument('--teacher-check-images', type=int, metavar='N',
+                          help="images on which a published teacher's mAP is checked before training; default 300")
+    teachers.add_argument('--skip-teacher-check', action='store_true', help='train whatever the teacher is like')
+
     add('list', _list, 'list every row with the paper\'s value')
     show = add('show', _show, "print a run's whole mmengine config as Python text", where, changes)
     show.add_argument('row')
-    run = add('run', _run, 'train and evaluate one row (and its teacher, where that is missing)', where, changes)
+    run = add('run', _run, 'train and evaluate one row (and its teacher, where that is missing)', where, changes,
+              teachers)
     run.add_argument('row')
     run.add_argument('--device', help='cpu, cuda or cuda:N; default: a GPU where there is one')
     run.add_argument('--force', action='store_true', help='train again although the run is done')
@@ -78,7 +89,8 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument('--group', help='only this group')
     table.add_argument('--seeds', default='0', help='comma-separated; default 0')
     table.add_argument('--epochs', type=int, help='of runs made with EPOCHS=')
-    notebook = add('notebook', _notebook, 'execute a notebook by papermill; its output appears here', where)
+    notebook = add('notebook', _notebook, 'execute a notebook by papermill; its output appears here', where,
+                   teachers)
     notebook.add_argument('name', help='file name in notebooks/, without .ipynb')
     notebook.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', dest='settings',
                           help='a parameter of the notebook; an unknown one is an error')
@@ -99,6 +111,16 @@ def _choose_device(device: str) -> None:
         os.environ['CUDA_VISIBLE_DEVICES'] = number
     if not torch.cuda.is_available():
         raise SystemExit(f'error: --device {device}: torch sees no such GPU (python -m amdlib doctor tells more)')
+
+
+def _choose_teachers(arguments) -> None:
+    """Into the environment, through which it reaches notebooks and the processes of a batch."""
+    if getattr(arguments, 'weights', None):
+        os.environ['AMD_WEIGHTS'] = arguments.weights
+    if getattr(arguments, 'teacher_check_images', None) is not None:
+        os.environ['AMD_TEACHER_CHECK'] = str(arguments.teacher_check_images)
+    if getattr(arguments, 'skip_teacher_check', False):
+        os.environ['AMD_TEACHER_CHECK'] = '0'
 
 
 def _pairs(words: list[str]) -> dict[str, str]:

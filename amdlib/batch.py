@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from amdlib import results
+from amdlib import results, zoo
 from amdlib.data import Dataset
 from amdlib.experiments import Run
 from amdlib.train import describe, minutes
@@ -119,7 +119,7 @@ class _Batch:
     def _environment(self, slot: int) -> dict[str, str]:
         import torch
         threads = max(1, len(os.sched_getaffinity(0)) // self.jobs)
-        env = {**os.environ, 'OMP_NUM_THREADS': str(threads), 'PYTHONUNBUFFERED': '1'}
+        env = {**os.environ, **zoo.environment(), 'OMP_NUM_THREADS': str(threads), 'PYTHONUNBUFFERED': '1'}
         if self.device in (None, 'cuda') and torch.cuda.device_count() > 1:
             visible = os.environ.get('CUDA_VISIBLE_DEVICES')
             cards = visible.split(',') if visible else [str(i) for i in range(torch.cuda.device_count())]
