@@ -330,7 +330,7 @@ def test_a_student_at_paper_finds_its_teacher_and_backbone_and_records_them(data
     record = run_row(run, dataset, tmp_path, **quiet)
     assert run.id == 'retinanet-amd-s0' and (begun[0][1] == 0.5).all()    # mmengine has loaded the published backbone
     assert record['files'] == {'backbone': weights.sha256(files['backbone'])}
-    assert record['settings'] == {'backbone': files['backbone'].name} and str(tmp_path) not in record['config']
+    assert record['settings'] == {'backbone': files['backbone'].name}
     teacher = run_row(run.teacher(), dataset, tmp_path, **quiet)
     assert teacher['files'] == {'checkpoint': weights.sha256(files['checkpoint'])} and teacher['steps'] == 0
     check = {'images': 300, 'map_pct': teacher['numbers']['mAP'], 'published_map_pct': 2.0}
@@ -341,9 +341,8 @@ def test_a_student_at_paper_finds_its_teacher_and_backbone_and_records_them(data
     for path in files.values():
         path.unlink()
     assert results.state(run, dataset, tmp_path).name == 'done'    # by the digits in the names, without the files
-    for name, spoiled in (('record.json', '"' + record['files']['backbone']), ):
-        text = (results.run_folder(run, dataset, tmp_path) / name).read_text()
-        (results.run_folder(run, dataset, tmp_path) / name).write_text(text.replace(spoiled, '"0' + spoiled[2:]))
+    record['files']['backbone'] = '0' * 64
+    results.write_json(results.run_folder(run, dataset, tmp_path) / 'record.json', record)
     assert results.state(run, dataset, tmp_path).name == 'stale'
 
 
