@@ -23,6 +23,7 @@ def main(words: list[str] | None = None) -> int:
         return doctor()
     if getattr(arguments, 'device', None):
         _choose_device(arguments.device)
+    from amdlib import zoo
     from amdlib.batch import BatchError
     from amdlib.data import DataError
     from amdlib.experiments import SettingError
@@ -33,6 +34,8 @@ def main(words: list[str] | None = None) -> int:
     from amdlib.train import TrainingError
     from amdlib.weights import WeightsError
     try:
+        _choose_teachers(arguments)
+        os.environ.update(zoo.environment())    # notebooks and batches work in other folders
         return arguments.do(arguments) or 0
     except (BatchError, DataError, SettingError, NotebookError, ReportError, ResultError, TargetError, TrainingError,
             WeightsError, FileNotFoundError) as error:
@@ -63,10 +66,18 @@ def _parser() -> argparse.ArgumentParser:
                               "teacher_checkpoint), or an argument of the method's loss such as phi; repeatable, part "
                               "of the run's name")
 
+    teachers = argparse.ArgumentParser(add_help=False)
+    teachers.add_argument('--weights', metavar='DIR',
+                          help='folder with published weights, for the profile paper (or AMD_WEIGHTS)')
+    teachers.add_argument('--teacher-check-images', type=int, metavar='N',
+                          help="images on which a published teacher's mAP is checked before training; default 300")
+    teachers.add_argument('--skip-teacher-check', action='store_true', help='train whatever the teacher is like')
+
     add('list', _list, 'list every row with the paper\'s value')
     show = add('show', _show, "print a run's whole mmengine config as Python text", where, changes)
     show.add_argument('row')
-    run = add('run', _run, 'train and evaluate one row (and its teacher, where that is missing)', where, changes)
+    run = add('run', _run, 'train and evaluate one row (and its teacher, where that is missing)', where, changes,
+              teachers)
     run.add_argument('row')
     run.add_argument('--device', help='cpu, cuda or cuda:N; default: a GPU where there is one')
     run.add_argument('--force', action='store_true', help='train again although the run is done')
@@ -84,13 +95,16 @@ def _parser() -> argparse.ArgumentParser:
     parameters = argparse.ArgumentParser(add_help=False)
     parameters.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', dest='settings',
                             help='a parameter of the notebook; an unknown one is an error')
-    notebook = add('notebook', _notebook, 'execute a notebook by papermill; its output appears here', where, parameters)
+    notebook = add('notebook', _notebook, 'execute a notebook by papermill; its output appears here', where, parameters,
+                   teachers)
     notebook.add_argument('name', help='file name in notebooks/, without .ipynb')
     notebook.add_argument('--output', metavar='NAME', help='of the executed copy, below results/; default: the same')
     notebook.add_argument('--device', help='what a run in the notebook uses: cpu, cuda or cuda:N')
-    reproduce = add('reproduce', _reproduce, 'train what targets lack and execute their notebooks', where, parameters)
+    reproduce = add('reproduce', _reproduce, 'train what targets lack and execute their notebooks', where, parameters,
+                    teachers)
     reproduce.add_argument('targets', nargs='+', help='table1 ... table6, fig1, fig3, fig4, or all')
-    sweep = add('sweep', _sweep, 'run a row with several values of one option, an executed notebook each', where)
+    sweep = add('sweep', _sweep, 'run a row with several values of one option, an executed notebook each', where,
+                teachers)
     sweep.add_argument('row')
     sweep.add_argument('option', help="an argument of the method's loss, such as phi, temperature or mask_ratio")
     sweep.add_argument('values', nargs='+')
@@ -119,6 +133,16 @@ def _choose_device(device: str) -> None:
         os.environ['CUDA_VISIBLE_DEVICES'] = number
     if not torch.cuda.is_available():
         raise SystemExit(f'error: --device {device}: torch sees no such GPU (python -m amdlib doctor tells more)')
+
+
+def _choose_teachers(arguments) -> None:
+    """Into the environment, through which it reaches notebooks and the processes of a batch."""
+    if getattr(arguments, 'weights', None):
+        os.environ['AMD_WEIGHTS'] = arguments.weights
+    if getattr(arguments, 'teacher_check_images', None) is not None:
+        os.environ['AMD_TEACHER_CHECK'] = str(arguments.teacher_check_images)
+    if getattr(arguments, 'skip_teacher_check', False):
+        os.environ['AMD_TEACHER_CHECK'] = '0'
 
 
 def _prepare(arguments, say=print):

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from amdlib import notebooks, results
+from amdlib import notebooks, results, zoo
 from amdlib.data import Dataset
 from amdlib.experiments import Run, write_settings
 from amdlib.train import describe, minutes
@@ -154,7 +154,7 @@ class _Batch:
     def _environment(self, slot: int) -> dict[str, str]:
         import torch
         threads = max(1, len(os.sched_getaffinity(0)) // self.jobs)
-        env = {**os.environ, 'OMP_NUM_THREADS': str(threads), 'PYTHONUNBUFFERED': '1',
+        env = {**os.environ, **zoo.environment(), 'OMP_NUM_THREADS': str(threads), 'PYTHONUNBUFFERED': '1',
                'MASTER_PORT': str(_free_port())}
         if self.device in (None, 'cuda') and torch.cuda.device_count() > 1:
             visible = os.environ.get('CUDA_VISIBLE_DEVICES')

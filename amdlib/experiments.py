@@ -19,11 +19,13 @@ from pathlib import Path
 from mmengine.config import Config, ConfigDict
 from mmengine import hub
 
+from amdlib import zoo
 from amdlib.data import Dataset
 
 get_config = functools.cache(hub.get_config)  # reads files; what it returns is copied before it is changed
 warnings.filterwarnings('ignore', message='pkg_resources is deprecated')  # mmengine's; setuptools is pinned for it
 
+MODEL_ZOO = 'https://download.openmmlab.com/mmdetection/v2.0/'
 PAPER_CHANNELS, PAPER_IMAGE_PX = 256, (1333, 800)  # what the published loss weights belong to
 
 
@@ -44,23 +46,28 @@ class Group:
     one_stage: bool
     teacher_label: str
     student_label: str
+    teacher_map_pct: float      # box AP on val2017 that the model zoo states for that file
+
+    @property
+    def teacher_url(self) -> str:
+        return MODEL_ZOO + self.teacher_file
 
 
 GROUPS = {group.name: group for group in (
     Group('retinanet', 'mmdet::retinanet/retinanet_r50_fpn_2x_coco.py',
           'mmdet::retinanet/retinanet_x101-64x4d_fpn_1x_coco.py',
           'retinanet/retinanet_x101_64x4d_fpn_1x_coco/retinanet_x101_64x4d_fpn_1x_coco_20200130-366f5af1.pth',
-          (0, 1, 2, 3, 4), True, 'RetinaNet', 'RetinaNet'),
+          (0, 1, 2, 3, 4), True, 'RetinaNet', 'RetinaNet', 41.0),
     Group('reppoints', 'mmdet::reppoints/reppoints-moment_r50_fpn-gn_head-gn_2x_coco.py',
           'mmdet::reppoints/reppoints-moment_x101-dconv-c3-c5_fpn-gn_head-gn_2x_coco.py',
           'reppoints/reppoints_moment_x101_fpn_dconv_c3-c5_gn-neck%2Bhead_2x_coco/'
           'reppoints_moment_x101_fpn_dconv_c3-c5_gn-neck%2Bhead_2x_coco_20200329-f87da1ea.pth',
-          (0, 1, 2, 3, 4), True, 'RepPoints', 'RepPoints'),
+          (0, 1, 2, 3, 4), True, 'RepPoints', 'RepPoints', 44.2),
     Group('faster_rcnn', 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_2x_coco.py',
           'mmdet::dcn/cascade-mask-rcnn_x101-32x4d-dconv-c3-c5_fpn_1x_coco.py',
           'dcn/cascade_mask_rcnn_x101_32x4d_fpn_dconv_c3-c5_1x_coco/'
           'cascade_mask_rcnn_x101_32x4d_fpn_dconv_c3-c5_1x_coco-e75f90c8.pth',
-          (0, 1, 2, 3), False, 'Cascade Mask R-CNN', 'Faster R-CNN'),
+          (0, 1, 2, 3), False, 'Cascade Mask R-CNN', 'Faster R-CNN', 47.3),
 )}
 
 
@@ -240,7 +247,7 @@ def find_profile(name: str) -> Profile:
 # ---- one run ----------------------------------------------------------------------------------------------------
 
 RECIPE_SETTINGS = {'epochs': int, 'batch_size': int, 'lr': float, 'amp': bool}   # apply to a teacher as to its students
-# weight files; their content is hashed into the record
+# weight files, at `paper` also the folder that holds the published one; their content is hashed into the record
 FILE_SETTINGS = {'teacher': ('backbone', 'checkpoint'),              # a checkpoint is evaluated, not trained
                  'baseline': ('backbone',),
                  'method': ('backbone', 'teacher_backbone', 'teacher_checkpoint')}
@@ -259,7 +266,7 @@ class Run:
         """Validated; SettingError for an unknown row, profile or key, or a value of the wrong kind."""
         row = find_row(row) if isinstance(row, str) else row
         profile = find_profile(profile) if isinstance(profile, str) else profile
-        checked = {key: _checked(row, key, value) for key, value in (settings or {}).items()}
+        checked = {key: _checked(row, profile, key, value) for key, value in (settings or {}).items()}
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise SettingError(f'seed={seed!r}: expected an integer of 0 or more')
         if changed := {key: value for key, value in checked.items() if key in _method_settings(row)}:
@@ -295,6 +302,24 @@ class Run:
     def files(self) -> dict[str, str]:
         """The weight files that the settings name, by setting."""
         return {key: value for key, value in self.settings if key in _file_settings(self.row)}
+
+    def published_files(self) -> dict[str, str]:
+        """Addresses of the published weights that this run takes where its settings name no file, by setting.
+
+        At `paper` a teacher is a published detector and a student starts from a published backbone; elsewhere none.
+        """
+        key = 'checkpoint' if self.row.is_teacher else 'backbone'
+        if self.profile.name != 'paper' or key in self.files():
+            return {}
+        return {key: _published(self.row, key)}
+
+    def find_files(self, say=print) -> dict[str, str]:
+        """Paths of all weight files that this run takes, published ones fetched where need be, each checked.
+
+        Errors: zoo.ZooError for a file that is not what its name says, or that is not to be had.
+        """
+        given = {key: str(zoo.check(Path(path), say)) for key, path in self.files().items()}
+        return {**given, **{key: str(zoo.find(url, say)) for key, url in self.published_files().items()}}
 
     def options(self) -> dict:
         """Keyword arguments of the method's class: the row's, changed by the settings, scaled to the profile."""
@@ -336,7 +361,16 @@ def _file_settings(row: Row) -> tuple[str, ...]:
     return FILE_SETTINGS[row.name if row.method is None else 'method']
 
 
-def _checked(row: Row, key: str, value):
+def _published(row: Row, key: str) -> str:
+    """Address of the published file that stands for a file setting at `paper`."""
+    if key.endswith('checkpoint'):
+        return row.group.teacher_url
+    of_teacher = row.is_teacher or key == 'teacher_backbone'
+    name = row.group.teacher_config if of_teacher else row.group.student_config
+    return zoo.address(get_config(name).model.backbone.init_cfg.checkpoint)
+
+
+def _checked(row: Row, profile: Profile, key: str, value):
     kinds = {**RECIPE_SETTINGS, **dict.fromkeys(_file_settings(row), str),
              **{name: type(p.default) for name, p in _method_settings(row).items()}}
     if key not in kinds:
@@ -353,10 +387,20 @@ def _checked(row: Row, key: str, value):
     if key in RECIPE_SETTINGS and kinds[key] is not bool and not 0 < value < math.inf:
         raise SettingError(f'{key}={value!r}: expected a positive number')
     if key in _file_settings(row):
-        if not Path(value).is_file():
-            raise SettingError(f'{key}={value}: no such file')
-        value = str(Path(value).resolve())
+        value = str(_file(row, profile, key, Path(value)).resolve())
     return value
+
+
+def _file(row: Row, profile: Profile, key: str, path: Path) -> Path:
+    """A weight file, or the published one in a folder."""
+    if path.is_dir() and profile.name == 'paper':
+        url = _published(row, key)
+        if (found := zoo.in_folder(path, url)) is None:
+            raise SettingError(f'{key}={path}: the folder has no {zoo.file_name(url)}')
+        return found
+    if not path.is_file():
+        raise SettingError(f'{key}={path}: {"a folder, expected a file" if path.is_dir() else "no such file"}')
+    return path
 
 
 def _short(value) -> str:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import logging
 import os
 import platform
@@ -20,7 +21,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from amdlib import data, mmcv_ext, results, weights
+from amdlib import data, gate, mmcv_ext, results, weights
 from amdlib.experiments import Run, config
 
 
@@ -152,26 +153,30 @@ def run_row(run: Run, dataset: data.Dataset, results_dir: Path = results.ROOT / 
             return found.record
         if found.name == 'stale':
             say(f'{run.id}: its record is stale ({found.why}); training it again')
-    teacher, teacher_weights = run.teacher(), None
+    teacher, taught, teacher_weights = run.teacher(), None, None
     if teacher is not None:
-        run_row(teacher, dataset, results_dir, say=say)
+        taught = run_row(teacher, dataset, results_dir, say=say)
         teacher_weights = results.run_folder(teacher, dataset, results_dir) / 'weights.pth'
-    if row_needs_checkpoint(run):
-        raise TrainingError(
-            f"{run.id}: at profile paper the teacher is mmdet's published one: give its file as teacher_checkpoint "
-            f"(make: TEACHER=; the teacher's own row: checkpoint). It is {run.row.group.teacher_file} below "
-            'mmdetection/v2.0/ of the model zoo; the digits at the end of its name begin its SHA-256')
     place.mkdir(parents=True, exist_ok=True)
-    if not resume:
-        _clear(place)
-    cfg = config(run, dataset, place / 'mmengine', teacher_weights)
-    if cfg_options:
-        cfg.merge_from_dict(cfg_options)
-    (place / 'error.txt').unlink(missing_ok=True)  # of the part before a resume
     report = ProgressReport(place, run.id)
-    report.update('start', 0, 1)
     try:
-        record = _train_and_test(run, cfg, dataset, place, teacher_weights, resume, report)
+        files = run.find_files(say)
+        file_hashes = {key: weights.sha256(path) for key, path in files.items()}
+        checked = None
+        if 'checkpoint' in (hashes := taught['files'] if taught else file_hashes):
+            judged = teacher or run
+            checked = gate.check(judged, dataset, results.run_folder(judged, dataset, results_dir),
+                                 teacher_weights or files['checkpoint'], hashes['checkpoint'],
+                                 functools.partial(evaluate, report=report), say)
+        if not resume:
+            _clear(place)
+        cfg = config(run, dataset, place / 'mmengine', teacher_weights)
+        if cfg_options:
+            cfg.merge_from_dict(cfg_options)
+        (place / 'error.txt').unlink(missing_ok=True)  # of the part before a resume
+        report.update('start', 0, 1)
+        record = _train_and_test(run, cfg, dataset, place, teacher_weights, files, resume, report)
+        record.update(files=file_hashes, teacher_check=checked)
     except BaseException as error:
         (place / 'error.txt').write_text(traceback.format_exc())
         report.update('failed', 0, 1, error=f'{type(error).__name__}: {error}'.splitlines()[0])
@@ -182,9 +187,15 @@ def run_row(run: Run, dataset: data.Dataset, results_dir: Path = results.ROOT / 
     return record
 
 
-def row_needs_checkpoint(run: Run) -> bool:
-    """The paper's teachers are published weights, not trained here."""
-    return run.profile.name == 'paper' and run.row.is_teacher and 'checkpoint' not in run.files()
+def evaluate(cfg: Config, checkpoint: str | Path, report: ProgressReport) -> dict[str, float | None]:
+    """COCO's 12 numbers, in percent, of a detector's Config with a checkpoint that is loaded strictly."""
+    cfg.experiment_name = cfg.visualizer.name = f'evaluate-{time.time_ns()}'  # see _train_and_test
+    with warnings.catch_warnings():
+        warnings.filterwarnings('ignore', module='mmengine|mmdet|torch')
+        runner = QuietRunner.from_cfg(cfg)
+        runner.register_hook(ProgressHook(report))
+        weights.load_strictly(runner.model, weights.read_weights(checkpoint), str(checkpoint))
+        return {name.removeprefix('coco/'): value for name, value in runner.test().items()}
 
 
 def _clear(place: Path) -> None:
@@ -204,11 +215,14 @@ def _keep_scalars(place: Path) -> None:
         shutil.rmtree(part)
 
 
-def _train_and_test(run: Run, cfg: Config, dataset: data.Dataset, place: Path, teacher_weights, resume: bool,
-                    report: ProgressReport) -> dict:
+def _train_and_test(run: Run, cfg: Config, dataset: data.Dataset, place: Path, teacher_weights, files: dict[str, str],
+                    resume: bool, report: ProgressReport) -> dict:
     began = timestamp(), time.monotonic()
     code = results.commit()
     described = {'settings_hash': results.settings_hash(cfg), 'config': cfg.pretty_text}
+    if backbone := files.get('backbone'):  # after the settings' hash: there it has mmdet's name, in `files` its content
+        student_config = cfg.model.get('student', cfg.model)
+        student_config.backbone.init_cfg = dict(type='Pretrained', checkpoint=backbone)
     cfg.resume = resume
     cfg.experiment_name = f'{run.id}-{time.time_ns()}'
     cfg.visualizer.name = cfg.experiment_name  # mmengine keeps loggers and visualizers by name for the process's life
@@ -220,9 +234,12 @@ def _train_and_test(run: Run, cfg: Config, dataset: data.Dataset, place: Path, t
         warnings.filterwarnings('ignore', module='mmengine|mmdet|torch')
         runner = QuietRunner.from_cfg(cfg)
         runner.register_hook(ProgressHook(report))
-        if checkpoint := run.files().get('checkpoint'):
+        if checkpoint := files.get('checkpoint'):
             weights.load_strictly(runner.model, weights.read_weights(checkpoint), checkpoint)
         else:
+            if backbone:
+                weights.check_backbone(getattr(runner.model, 'student', runner.model).backbone,
+                                       weights.read_weights(backbone), backbone)
             runner.train()
         trained_s = time.monotonic() - began[1]
         numbers = runner.test()
@@ -238,9 +255,9 @@ def _train_and_test(run: Run, cfg: Config, dataset: data.Dataset, place: Path, t
     return {
         'format': 1, 'id': run.id, 'row': run.row.id, 'group': run.row.group.name, 'label': run.row.label,
         'profile': run.profile.name, 'seed': run.seed,
-        'settings': {**dict(run.settings), **{key: Path(path).name for key, path in run.files().items()}},
+        'settings': {**dict(run.settings), **{key: Path(path).name for key, path in files.items()}},
         **described,
-        'files': results.file_hashes(run), 'code_fingerprint': results.code_fingerprint(run), 'code': code,
+        'code_fingerprint': results.code_fingerprint(run), 'code': code,
         'data': {'name': dataset.name, 'fingerprint': dataset.fingerprint, 'notes': list(dataset.notes)},
         'teacher': None if teacher_weights is None else {
             'id': run.teacher().id, 'weights_sha256': weights.sha256(teacher_weights)},

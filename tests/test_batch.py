@@ -284,6 +284,17 @@ def test_children_share_the_cores(dataset, monkeypatch, tmp_path):
         assert one._environment(0)['OMP_NUM_THREADS'] == threads
 
 
+def test_children_find_published_weights_as_their_parent_does(dataset, monkeypatch, tmp_path):
+    """They work in the kit's folder, where relative paths would be others; a skipped check is skipped there too."""
+    (tmp_path / 'w').mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('AMD_WEIGHTS', 'w')
+    monkeypatch.setenv('AMD_MIRRORS', 'https://there')
+    monkeypatch.setenv('AMD_TEACHER_CHECK', '0')
+    env = batch._Batch([], 0, dataset, None, 1, False, None, tmp_path, 20, print)._environment(0)
+    assert (env['AMD_WEIGHTS'], env['AMD_MIRRORS'], env['AMD_TEACHER_CHECK']) == (f'{tmp_path}/w', 'https://there', '0')
+
+
 # ---- progress ---------------------------------------------------------------------------------------------------
 
 def test_progress_tells_every_running_runs_step(children, go, dataset, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.hub import get_config
 
-from amdlib import experiments
+from amdlib import experiments, zoo
 from amdlib.amd import AMDLoss
 from amdlib.data import Dataset
 from amdlib.distill import METHODS
@@ -368,6 +368,62 @@ def test_weight_files_reach_the_config(dataset, tiny, tmp_path):
     assert cfg.model.student.backbone.init_cfg == {'type': 'Pretrained', 'checkpoint': str(tmp_path / 'r18.pth')}
     assert cfg.model.teacher.backbone.init_cfg is None
     assert cfg.model.teacher_weights == str(tmp_path / 'weights.pth')
+
+
+# ---- published weights ------------------------------------------------------------------------------------------
+
+@needs_paper
+@pytest.mark.parametrize('group', GROUPS.values(), ids=GROUPS)
+def test_the_teachers_published_value_is_that_of_the_methods_page(group):
+    page = (PAPER / 'method.md').read_text()
+    line = next(line for line in page.splitlines() if line.startswith(f'| {group.name} |'))
+    assert line.rstrip(' |').rpartition('|')[2].strip() == str(group.teacher_map_pct)
+
+
+@pytest.mark.parametrize('row', ROWS)
+def test_what_a_row_takes_from_the_zoo(cfg_of, row):
+    group = ROWS[row].group
+    assert Run.of(row, 'mini').published_files() == Run.of(row, 'small').published_files() == {}
+    published = Run.of(row, 'paper').published_files()
+    if ROWS[row].is_teacher:
+        assert published == {
+            'checkpoint': f'https://download.openmmlab.com/mmdetection/v2.0/{group.teacher_file}'}
+    else:
+        assert published == {'backbone': 'https://download.pytorch.org/models/resnet50-0676ba61.pth'}
+        model = cfg_of(row).model
+        assert model.get('student', model).backbone.init_cfg == {
+            'type': 'Pretrained', 'checkpoint': 'torchvision://resnet50'}
+
+
+def test_a_given_file_takes_the_place_of_the_published_one(tmp_path):
+    (tmp_path / 'mine.pth').write_bytes(b'x')
+    path = str(tmp_path / 'mine.pth')
+    run = Run.of('retinanet-amd', 'paper', 0, {'teacher_checkpoint': path, 'backbone': path})
+    assert run.published_files() == run.teacher().published_files() == {}
+    said = []
+    assert run.teacher().find_files(said.append) == {'checkpoint': path} and 'not checked' in said[0]
+
+
+def test_a_folder_stands_for_the_published_files_in_it(tmp_path):
+    """One TEACHER= for all three groups; the backbone likewise."""
+    names = {group: zoo.file_name(GROUPS[group].teacher_url) for group in GROUPS}
+    for name in names.values():
+        (tmp_path / name.replace('%2B', '+')).write_bytes(b'x')
+    (tmp_path / 'resnet50-0676ba61.pth').write_bytes(b'x')
+    runs = table_runs('table1', 'paper', settings={'teacher_checkpoint': str(tmp_path), 'backbone': str(tmp_path)})
+    for run in runs:
+        key = 'checkpoint' if run.row.is_teacher else 'teacher_checkpoint'
+        if run.row.name != 'baseline':
+            assert run.files()[key] == str(tmp_path / names[run.row.group.name].replace('%2B', '+'))
+        if not run.row.is_teacher:
+            assert run.files()['backbone'] == str(tmp_path / 'resnet50-0676ba61.pth')
+        if run.teacher():
+            assert run.teacher() in runs
+    (tmp_path / names['retinanet']).unlink()
+    with pytest.raises(SettingError, match=f'teacher_checkpoint={tmp_path}: the folder has no {names["retinanet"]}'):
+        Run.of('retinanet-amd', 'paper', 0, {'teacher_checkpoint': str(tmp_path)})
+    with pytest.raises(SettingError, match='a folder, expected a file'):
+        Run.of('retinanet-amd', 'mini', 0, {'teacher_checkpoint': str(tmp_path)})
 
 
 # ---- the text of a config ---------------------------------------------------------------------------------------

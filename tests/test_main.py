@@ -119,6 +119,29 @@ def test_data_names_file_id_and_value_of_a_problem(call, coco_folder, tmp_path):
     assert status == 1 and err.startswith('error: ') and 'instances_val.json' in err and '77' in err
 
 
+@pytest.mark.parametrize(('words', 'images'), [
+    ([], ''), (['--teacher-check-images', 50], '50'), (['--skip-teacher-check'], '0')])
+def test_weights_and_the_check_of_the_teacher_go_by_the_environment(call, coco_folder, tmp_path, monkeypatch, words,
+                                                                    images):
+    """From there they reach notebooks, batches and their processes, whatever folder these work in."""
+    for name in ('AMD_WEIGHTS', 'AMD_CACHE', 'AMD_MIRRORS', 'AMD_TEACHER_CHECK'):
+        monkeypatch.setenv(name, '')
+    (tmp_path / 'w').mkdir()
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    monkeypatch.setattr('amdlib.train.run_row', lambda *_, **__: seen.append(dict(os.environ)))
+    status, _, told = call('run', 'retinanet-baseline', '--profile', 'small', '--data', coco_folder, '--weights', 'w',
+                           *words)
+    assert status == 0, told
+    assert (seen[0]['AMD_WEIGHTS'], seen[0]['AMD_TEACHER_CHECK']) == (str(tmp_path / 'w'), images)
+
+
+def test_a_weights_folder_that_is_not_there_is_told_in_a_line(call, monkeypatch):
+    monkeypatch.setenv('AMD_WEIGHTS', '')
+    status, _, told = call('run', 'retinanet-baseline', '--weights', '/no/such')
+    assert status == 1 and told == 'error: AMD_WEIGHTS=/no/such: no such folder\n'
+
+
 # ---- what it refuses --------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('words, expected', [

@@ -1,4 +1,5 @@
 """train.py: one run from start to record; what a record promises; stale, forced, failed, resumed and seeded runs."""
+import dataclasses
 import gzip
 import json
 import sys
@@ -10,9 +11,10 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
 
-from amdlib import results, train, weights
-from amdlib.experiments import Run, shorter
+from amdlib import experiments, gate, results, train, weights, zoo
+from amdlib.experiments import GROUPS, ROWS, Run, config, shorter
 from amdlib.train import ProgressReport, TrainingError, describe, minutes, run_row
+from amdlib.zoo import ZooError
 
 slow = pytest.mark.slow
 PROMISED = {'id', 'row', 'group', 'profile', 'seed', 'settings', 'settings_hash', 'config', 'files', 'code_fingerprint',
@@ -268,11 +270,125 @@ def test_cfg_options_need_a_work_dir(dataset, tiny, tmp_path):
 
 
 @pytest.mark.parametrize('row', ['retinanet-teacher', 'retinanet-amd'])
-def test_the_papers_teacher_is_not_trained_but_asked_for(dataset, tmp_path, row):
-    with pytest.raises(TrainingError, match='retinanet_x101_64x4d_fpn_1x_coco_20200130-366f5af1.pth') as told:
+def test_the_papers_teacher_is_not_trained_but_asked_for(dataset, tmp_path, nowhere, row):
+    with pytest.raises(ZooError, match='retinanet_x101_64x4d_fpn_1x_coco_20200130-366f5af1.pth was not found') as told:
         run_row(Run.of(row, 'paper'), dataset, tmp_path)
-    assert 'teacher_checkpoint' in str(told.value)
+    assert 'begins with 366f5af1' in str(told.value) and 'AMD_WEIGHTS' in str(told.value)
     assert not list(tmp_path.rglob('record.json'))
+    found = results.state(Run.of('retinanet-teacher', 'paper'), dataset, tmp_path)
+    assert found.name == 'failed' and found.why.startswith('ZooError: retinanet_x101_64x4d_fpn_1x_coco_20200130')
+
+
+# ---- published weights ------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def nowhere(tmp_path, monkeypatch):
+    """No weights on this machine and none to be fetched; gives the folder that AMD_WEIGHTS names."""
+    folder = tmp_path / 'given'
+    folder.mkdir()
+    for name, value in (('AMD_WEIGHTS', folder), ('AMD_CACHE', tmp_path / 'cache'), ('TORCH_HOME', tmp_path / 'torch'),
+                        ('NO_PROXY', '*'), ('AMD_MIRRORS', ''), ('AMD_TEACHER_CHECK', '')):
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(experiments, 'MODEL_ZOO', 'http://127.0.0.1:1/')
+    return folder
+
+
+@pytest.fixture
+def published(dataset, tiny, nowhere, monkeypatch):
+    """The profile `paper` at the size of `tiny`, with published files to it: (profile, files by setting, publish)."""
+    paper = shorter(tiny, name='paper')
+
+    def save(name, state):
+        weights.write_weights(nowhere / 'new', state, {})
+        path = nowhere / f'{name}-{weights.sha256(nowhere / "new")[:8]}.pth'
+        (nowhere / 'new').rename(path)
+        return path
+
+    def publish(map_pct):
+        group = dataclasses.replace(GROUPS['retinanet'], teacher_file=f'a/{files["checkpoint"].name}',
+                                    teacher_map_pct=map_pct)
+        for name in ('retinanet-teacher', 'retinanet-amd', 'retinanet-baseline'):
+            monkeypatch.setitem(ROWS, name, dataclasses.replace(ROWS[name], group=group))
+    torch.manual_seed(0)
+    teacher, student = (MODELS.build(config(Run.of(f'retinanet-{name}', tiny), dataset).model)
+                        for name in ('teacher', 'baseline'))
+    backbone = {name: torch.full_like(value, 0.5) for name, value in student.backbone.state_dict().items()}
+    files = {'checkpoint': save('teacher', teacher.state_dict()), 'backbone': save('r18', backbone)}
+    monkeypatch.setattr(zoo, 'address', lambda _: f'http://127.0.0.1:1/{files["backbone"].name}')
+    return paper, files, publish
+
+
+@slow
+def test_a_student_at_paper_finds_its_teacher_and_backbone_and_records_them(dataset, published, tmp_path, monkeypatch):
+    paper, files, publish = published
+    publish(map_pct=2.0)    # an untrained teacher has none, which is within 4 of it
+    begun = []
+    monkeypatch.setattr(train.QuietRunner, 'train', lambda self: begun.append(
+        (self._init_model_weights(), self.model.student.state_dict()['backbone.layer1.0.conv1.weight'].clone())))
+    quiet = {'say': lambda *_: None}
+    run = Run.of('retinanet-amd', paper)
+    record = run_row(run, dataset, tmp_path, **quiet)
+    assert run.id == 'retinanet-amd-s0' and (begun[0][1] == 0.5).all()    # mmengine has loaded the published backbone
+    assert record['files'] == {'backbone': weights.sha256(files['backbone'])}
+    assert record['settings'] == {'backbone': files['backbone'].name}
+    teacher = run_row(run.teacher(), dataset, tmp_path, **quiet)
+    assert teacher['files'] == {'checkpoint': weights.sha256(files['checkpoint'])} and teacher['steps'] == 0
+    check = {'images': 300, 'map_pct': teacher['numbers']['mAP'], 'published_map_pct': 2.0}
+    assert record['teacher_check'] == teacher['teacher_check'] == check
+    place = results.run_folder(run.teacher(), dataset, tmp_path)
+    assert all(torch.equal(value, weights.read_weights(files['checkpoint'])[name])
+               for name, value in _state_dict(place).items())
+    for path in files.values():
+        path.unlink()
+    assert results.state(run, dataset, tmp_path).name == 'done'    # by the digits in the names, without the files
+    record['files']['backbone'] = '0' * 64
+    results.write_json(results.run_folder(run, dataset, tmp_path) / 'record.json', record)
+    assert results.state(run, dataset, tmp_path).name == 'stale'
+
+
+@slow
+def test_a_teacher_that_is_not_as_good_as_published_stops_everything(dataset, published, tmp_path, monkeypatch):
+    paper, files, publish = published
+    publish(map_pct=41.0)
+    run, evaluated = Run.of('retinanet-amd', paper), []
+
+    def count(*words, original=train.evaluate, **more):
+        evaluated.append(1)
+        return original(*words, **more)
+    monkeypatch.setattr(train, 'evaluate', count)
+    for _ in range(2):
+        with pytest.raises(gate.TeacherError, match=r'has 0\.\d mAP on the first 300 images'):
+            run_row(run, dataset, tmp_path, say=lambda *_: None)
+        assert not list(tmp_path.rglob('record.json')) and len(evaluated) == 1
+    monkeypatch.setenv('AMD_TEACHER_CHECK', '0')
+    record = run_row(run.teacher(), dataset, tmp_path, say=lambda *_: None)
+    assert record['teacher_check'] == {'images': 0, 'map_pct': None, 'published_map_pct': 41.0}
+    monkeypatch.setenv('AMD_TEACHER_CHECK', '')
+    with pytest.raises(gate.TeacherError):    # the teacher's row is done, but its students do not start
+        run_row(run, dataset, tmp_path, say=lambda *_: None)
+    assert len(evaluated) == 1
+    assert run_row(Run.of('retinanet-baseline', paper), dataset, tmp_path, say=lambda *_: None)['teacher_check'] is None
+
+
+@slow
+@pytest.mark.parametrize(('spoil', 'told'), [
+    (lambda state: {**state, 'bbox_head.retina_cls.bias': torch.zeros(720)}, 'another number of classes'),
+    (lambda state: {f'rpn_head.{name}': value for name, value in state.items()}, 'another architecture')])
+def test_a_wrong_teacher_is_refused_before_it_is_evaluated(dataset, tiny, published, tmp_path, spoil, told):
+    _, files, _ = published
+    weights.write_weights(tmp_path / 'wrong.pth', spoil(weights.read_weights(files['checkpoint'])), {})
+    run = Run.of('retinanet-amd', tiny, 0, {'teacher_checkpoint': str(tmp_path / 'wrong.pth')})
+    with pytest.raises(weights.WeightsError, match=told):
+        run_row(run, dataset, tmp_path, say=lambda *_: None)
+    assert not list(tmp_path.rglob('record.json'))
+
+
+@slow
+def test_a_backbone_that_does_not_fit_is_refused_before_training(dataset, tiny, published, tmp_path):
+    _, files, _ = published
+    run = Run.of('retinanet-baseline', tiny, 0, {'backbone': str(files['checkpoint'])})    # a whole detector
+    with pytest.raises(weights.WeightsError, match=r'does not fit ResNet.*\n  not in the file'):
+        run_row(run, dataset, tmp_path, say=lambda *_: None)
 
 
 # ---- progress ---------------------------------------------------------------------------------------------------
