@@ -286,7 +286,7 @@ def test_a_weight_given_as_a_setting_is_on_the_papers_scale_too(tiny):
     (lambda: Run.of('retinanet-amd', 'mini', 0, {'epochs': True}), ['epochs=True', 'int']),
     (lambda: Run.of('retinanet-amd', 'mini', 0, {'epochs': 0}), ['epochs=0', 'positive']),
     (lambda: Run.of('retinanet-amd', 'mini', 0, {'lr': -1}), ['lr=-1', 'positive']),
-    (lambda: Run.of('retinanet-amd', 'mini', 0, {'amp': 1}), ['amp=1', 'bool']),
+    (lambda: Run.of('retinanet-amd', 'mini', 0, {'amp': 1}), ['amp=1', 'off, bf16, fp16']),
     (lambda: Run.of('retinanet-amd', 'mini', 0, {'spatial': 3}), ['spatial=3', 'str']),
     (lambda: Run.of('retinanet-amd', 'mini', 0, {'teacher_checkpoint': 'no/such.pth'}),
      ['no/such.pth', 'no such file']),
@@ -303,8 +303,8 @@ def test_bad_input_is_refused_with_what_is_known(call, words):
 
 
 def test_text_from_the_command_line_becomes_values():
-    run = Run.of('retinanet-amd', 'mini', 0, {'phi': '1', 'epochs': '3', 'amp': 'True', 'spatial': 'random'})
-    assert dict(run.settings) == {'phi': 1.0, 'epochs': 3, 'amp': True, 'spatial': 'random'}
+    run = Run.of('retinanet-amd', 'mini', 0, {'phi': '1', 'epochs': '3', 'amp': 'bf16', 'spatial': 'random'})
+    assert dict(run.settings) == {'phi': 1.0, 'epochs': 3, 'amp': 'bf16', 'spatial': 'random'}
     assert type(dict(run.settings)['phi']) is float
 
 

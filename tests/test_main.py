@@ -189,11 +189,11 @@ def test_run_passes_its_words_on(call, coco_folder, monkeypatch, tmp_path):
         more, run=run, dataset=dataset, results=results_dir))
     status, _, err = call('run', 'retinanet-amd', '--profile', 'small', '--data', coco_folder,
                           '--results', tmp_path / 'r', '--seed', '2', '--set', 'phi=0.5', '--amp', '--force',
-                          '--resume', '--work-dir', tmp_path / 'w', '--device', 'cpu',
+                          '--gpus', '2', '--workers', '3', '--resume', '--work-dir', tmp_path / 'w', '--device', 'cpu',
                           '--cfg-options', 'a.b=1', 'c=[1,2]', 'd=x')
     assert status == 0, err
-    assert (seen['run'].id, seen['dataset'].name) == ('retinanet-amd+amp=True+phi=0.5-s2', 'a-set')
-    assert (seen['force'], seen['resume'], seen['results']) == (True, True, tmp_path / 'r')
+    assert (seen['run'].id, seen['dataset'].name) == ('retinanet-amd+amp=fp16+gpus=2+phi=0.5-s2', 'a-set')
+    assert (seen['force'], seen['resume'], seen['workers'], seen['results']) == (True, True, 3, tmp_path / 'r')
     assert seen['cfg_options'] == {'a.b': 1, 'c': [1, 2], 'd': 'x'} and Path(seen['work_dir']) == tmp_path / 'w'
     assert os.environ['CUDA_VISIBLE_DEVICES'] == ''
 

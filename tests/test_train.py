@@ -70,7 +70,7 @@ def test_a_run_leaves_a_record_with_every_promised_field(trained, dataset, tiny,
     progress = results.read_progress(folder)
     assert progress['phase'] == 'done' and not (folder / 'error.txt').exists()
     assert sorted(path.name for path in folder.iterdir()) == [
-        'detections.json.gz', 'mmengine', 'progress.json', 'record.json', 'weights.pth']
+        'detections.json.gz', 'mmengine', 'progress.json', 'record.json', 'scalars.jsonl', 'weights.pth']
     assert not list(folder.glob('mmengine/**/*.pth'))      # optimizer state goes when a run is done
     assert not list(folder.glob('mmengine/**/vis_data'))   # also of a run that was not the first in its process
     assert list(folder.glob('mmengine/*/*.log'))
