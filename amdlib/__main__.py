@@ -57,10 +57,11 @@ def _parser() -> argparse.ArgumentParser:
     changes = argparse.ArgumentParser(add_help=False)
     changes.add_argument('--seed', type=int, default=0)
     changes.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', dest='settings',
-                         help='epochs, batch_size, lr (taken as it is, not scaled), accumulate (steps an update), gpus, '
-                              'a switch for speed (amp and half_teacher: bf16 or fp16; tf32, channels_last, fused, '
-                              'compile_teacher: True), a weight file (backbone, teacher_backbone, teacher_checkpoint), '
-                              "or an argument of the method's loss such as phi; repeatable, part of the run's name")
+                         help='epochs, batch_size, lr (taken as it is, not scaled), accumulate (steps an update), '
+                              'gpus, a switch for speed (amp and half_teacher: bf16 or fp16; tf32, channels_last, '
+                              'fused, compile_teacher: True), a weight file (backbone, teacher_backbone, '
+                              "teacher_checkpoint), or an argument of the method's loss such as phi; repeatable, part "
+                              "of the run's name")
 
     add('list', _list, 'list every row with the paper\'s value')
     show = add('show', _show, "print a run's whole mmengine config as Python text", where, changes)

@@ -118,9 +118,10 @@ class _Batch:
                    *([] if self.workers is None else ['--workers', str(self.workers)]),
                    *(word for key, value in run.settings for word in ('--set', f'{key}={value}'))]
         log = place / 'console.log'
+        env = self._environment(slot, run.setting('gpus'))
         with open(log, 'w') as out:
             process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                                       env=self._environment(slot, run.setting('gpus')), start_new_session=True, cwd=results.ROOT)
+                                       env=env, start_new_session=True, cwd=results.ROOT)
         self.running[run] = _Running(process, slot, log)
 
     def _environment(self, slot: int, gpus: int = 1) -> dict[str, str]:

@@ -116,6 +116,8 @@ class CocoNumbers(CocoMetric):
     def __init__(self, ann_file: str, detections: str | None = None, **kwargs) -> None:
         super().__init__(ann_file=ann_file, metric='bbox', **kwargs)
         self.ann_file, self.detections = ann_file, detections
+        if detections:  # where several processes put their parts; mmengine's own place is the current folder
+            self.collect_dir = str(Path(detections).with_name('mmengine') / 'parts')
 
     def compute_metrics(self, results_of_images: list) -> dict[str, float | None]:
         category_ids = self._coco_api.get_cat_ids(cat_names=self.dataset_meta['classes'])
@@ -298,7 +300,8 @@ def _interrupted(job: Job, resume: bool, say) -> Path | None:
     """The checkpoint from which an interrupted run goes on, or None and why not where there was something."""
     note, folder = job.place / 'unfinished.json', job.place / 'mmengine'
     left = json.loads(note.read_text()) if note.is_file() else None
-    other = [] if left is None else [key.replace('_', ' ') for key, value in job.made_with.items()
+    names = {'settings_hash': 'settings', 'code_fingerprint': 'code', 'files': 'weight files'}
+    other = [] if left is None else [names.get(key, key) for key, value in job.made_with.items()
                                      if left.get(key) != json.loads(json.dumps(value))]
     checkpoint = None
     if left is None:

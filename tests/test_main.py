@@ -182,6 +182,22 @@ def test_a_gpu_that_is_not_there(call, device):
     assert status == 1 and f'--device {device}: torch sees no such GPU' in err and 'doctor' in err
 
 
+@pytest.mark.parametrize(('visible', 'device', 'chosen'), [
+    (None, 'cuda:2', '2'), ('4,6', 'cuda:1', '6'), ('4,6', 'cuda', '4,6'), ('4,6', 'cuda:2', ''), ('4,6', 'cpu', '')])
+def test_a_gpu_is_counted_among_the_visible_ones(monkeypatch, visible, device, chosen):
+    if visible is None:
+        monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    else:
+        monkeypatch.setenv('CUDA_VISIBLE_DEVICES', visible)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: os.environ['CUDA_VISIBLE_DEVICES'] != '')
+    if device == 'cuda:2' and visible:
+        with pytest.raises(SystemExit, match='torch sees no such GPU'):
+            cli._choose_device(device)
+    else:
+        cli._choose_device(device)
+    assert os.environ['CUDA_VISIBLE_DEVICES'] == chosen
+
+
 def test_run_passes_its_words_on(call, coco_folder, monkeypatch, tmp_path):
     from amdlib import train
     seen = {}
