@@ -506,7 +506,7 @@ def _set_data(cfg: Config, run: Run, dataset: Dataset | None) -> None:
                 step.scale = run.profile.image_px
     if run.profile.workers > 0 or run.setting('gpus') > 1:
         # without it what a picture looks like would depend on the number of processes
-        train.dataset.pipeline.insert(0, dict(type='SeedPicture', seed=run.seed))
+        train.dataset.pipeline.insert(0, ConfigDict(type='SeedPicture', seed=run.seed))
     train.batch_size = run.batch_size
     if run.profile.name != 'paper':
         test.batch_size = 16

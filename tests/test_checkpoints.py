@@ -108,7 +108,7 @@ def test_what_an_interrupted_run_goes_on_from(dataset, tiny, tmp_path, monkeypat
         with pytest.raises(TrainingError, match='made with other code$'):
             run_row(run, dataset, tmp_path, resume=True, say=said.append)
         assert begin() == 0
-    assert any(line.endswith('starts from the beginning: the interrupted run was made with other code') for line in said)
+    assert f'{run.id}: starts from the beginning: the interrupted run was made with other code' in said
     assert not list(folder.glob('mmengine/*.pth'))    # what belonged to other code is gone
     assert begin() == 0 and begin() == 0              # the second time the code is the same again
     assert any('left no whole checkpoint' in line for line in said)
