@@ -132,7 +132,7 @@ def test_data_names_file_id_and_value_of_a_problem(call, coco_folder, tmp_path):
     (['table', '--group', 'yolo'], ["unknown group 'yolo'", 'retinanet, reppoints, faster_rcnn']),
     (['table', '--seeds', 'a,b'], ["seeds 'a,b'"]),
     (['run', 'retinanet-amd', '--set', 'phy=1'], ["no setting 'phy'", 'phi', 'epochs']),
-    (['run', 'retinanet-baseline', '--set', 'phi=1'], ["no setting 'phi'", 'epochs, batch_size, lr, amp']),
+    (['run', 'retinanet-baseline', '--set', 'phi=1'], ["no setting 'phi'", 'epochs, batch_size, lr, gpus']),
     (['run', 'retinanet-amd', '--set', 'epochs'], ["'epochs': expected KEY=VALUE"]),
     (['run', 'retinanet-amd', '--set', '=3'], ["'=3': expected KEY=VALUE"]),
     (['run', 'retinanet-amd', '--set', 'epochs=many'], ["epochs='many': expected int"]),
