@@ -62,7 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     changes = argparse.ArgumentParser(add_help=False)
     changes.add_argument('--seed', type=int, default=0)
     changes.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', dest='settings',
-                         help='epochs, batch_size, lr, amp, a weight file (backbone, teacher_backbone, '
+                         help='epochs, batch_size, lr (taken as it is, not scaled), accumulate (steps an update), '
+                              'gpus, a switch for speed (amp and half_teacher: bf16 or fp16; tf32, channels_last, '
+                              'fused, compile_teacher: True), a weight file (backbone, teacher_backbone, '
                               "teacher_checkpoint), or an argument of the method's loss such as phi; repeatable, part "
                               "of the run's name")
 
@@ -82,8 +84,11 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument('--device', help='cpu, cuda or cuda:N; default: a GPU where there is one')
     run.add_argument('--force', action='store_true', help='train again although the run is done')
     run.add_argument('--work-dir', metavar='DIR', help='put the run here, outside the tables')
-    run.add_argument('--resume', action='store_true', help='go on from the last checkpoint of an unfinished run')
-    run.add_argument('--amp', action='store_true', help='mixed precision; the same as --set amp=True')
+    run.add_argument('--resume', action='store_true', help='an error unless the run goes on from a checkpoint (it does '
+                                                           'so anyway where an interrupted run can go on)')
+    run.add_argument('--gpus', type=int, metavar='N', help='train on N GPUs together; the same as --set gpus=N')
+    run.add_argument('--amp', action='store_true', help="mixed precision as mmdet's --amp; the same as --set amp=fp16")
+    run.add_argument('--workers', type=int, metavar='N', help='processes that load pictures, a GPU; changes no number')
     run.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE',
                      help="change mmengine's config by dotted keys; needs --work-dir")
     add('data', _data, 'prepare and check a data set', where)
@@ -129,8 +134,10 @@ def _choose_device(device: str) -> None:
         os.environ['CUDA_VISIBLE_DEVICES'] = ''
         return
     import torch
-    if number:
-        os.environ['CUDA_VISIBLE_DEVICES'] = number
+    if number:  # the N-th of those that are visible, which need not be all
+        visible = os.environ.get('CUDA_VISIBLE_DEVICES')
+        cards = dict(enumerate(visible.split(','))) if visible is not None else {int(number): number}
+        os.environ['CUDA_VISIBLE_DEVICES'] = cards.get(int(number), '')
     if not torch.cuda.is_available():
         raise SystemExit(f'error: --device {device}: torch sees no such GPU (python -m amdlib doctor tells more)')
 
@@ -187,7 +194,9 @@ def _run(arguments) -> None:
     from amdlib.train import run_row
     settings = read_settings(arguments.settings)
     if arguments.amp:
-        settings['amp'] = 'True'
+        settings['amp'] = 'fp16'
+    if arguments.gpus is not None:
+        settings['gpus'] = arguments.gpus
     run = Run.of(arguments.row, arguments.profile, arguments.seed, settings)
     options = None
     if arguments.cfg_options:
@@ -195,7 +204,7 @@ def _run(arguments) -> None:
         options = {key: DictAction._parse_iterable(value)
                    for key, value in read_settings(arguments.cfg_options).items()}
     run_row(run, _prepare(arguments), arguments.results, force=arguments.force, resume=arguments.resume,
-            work_dir=arguments.work_dir, cfg_options=options)
+            work_dir=arguments.work_dir, cfg_options=options, workers=arguments.workers)
 
 
 def _data(arguments) -> None:

@@ -213,7 +213,7 @@ class Profile:
     fc_channels: int = 1024              # of the second stage's box head
     anchor_scale: float = 1.0            # factor on mmdet's anchor sizes and RepPoints' base scale
     proposals: int = 1000                # of the first stage, in training and testing
-    workers: int = 2                     # data loading processes
+    workers: int = 2                     # data loading processes a GPU; 0: the training process reads its own pictures
     can_show: str = ''                   # in plain words, printed under every table
 
 
@@ -246,7 +246,13 @@ def find_profile(name: str) -> Profile:
 
 # ---- one run ----------------------------------------------------------------------------------------------------
 
-RECIPE_SETTINGS = {'epochs': int, 'batch_size': int, 'lr': float, 'amp': bool}   # apply to a teacher as to its students
+# apply to a teacher as to its students
+RECIPE_SETTINGS = {'epochs': int, 'batch_size': int, 'lr': float, 'gpus': int, 'accumulate': int, 'amp': str,
+                   'tf32': bool, 'channels_last': bool, 'fused': bool}
+TEACHER_PASS_SETTINGS = {'compile_teacher': bool, 'half_teacher': str}    # of the frozen teacher beside a student
+PRECISIONS = ('off', 'bf16', 'fp16')
+SETTING_DEFAULTS = {'gpus': 1, 'accumulate': 1, 'amp': 'off', 'tf32': False, 'channels_last': False, 'fused': False,
+                    'compile_teacher': False, 'half_teacher': 'off'}      # given or not, the same run
 # weight files, at `paper` also the folder that holds the published one; their content is hashed into the record
 FILE_SETTINGS = {'teacher': ('backbone', 'checkpoint'),              # a checkpoint is evaluated, not trained
                  'baseline': ('backbone',),
@@ -274,6 +280,7 @@ class Run:
             for key, value in changed.items():
                 if value == row.value(key):
                     del checked[key]    # phi=1.0 is the row itself: trained once, whoever asks
+        checked = {key: value for key, value in checked.items() if SETTING_DEFAULTS.get(key) != value}
         return cls(row, profile, seed, tuple(sorted(checked.items())))
 
     @property
@@ -286,6 +293,20 @@ class Run:
         by = self.profile.epochs
         keys = (self.row.id, 'teacher' if self.row.is_teacher else self.row.group.name, 'student')
         return dict(self.settings).get('epochs') or next(by[key] for key in keys if key in by)
+
+    def setting(self, key: str):
+        """The value of a recipe setting, given or default (None: the row's or the profile's own)."""
+        return dict(self.settings).get(key, SETTING_DEFAULTS.get(key))
+
+    @property
+    def batch_size(self) -> int:
+        """Images a step and GPU."""
+        return self.setting('batch_size') or self.profile.batch_size
+
+    @property
+    def images_per_update(self) -> int:
+        """Images behind one change of the weights: batch size x GPUs x accumulated steps."""
+        return self.batch_size * self.setting('gpus') * self.setting('accumulate')
 
     def teacher(self) -> Run | None:
         """The run behind this run's teacher: seed 0, this run's recipe settings, and those called `teacher_...`."""
@@ -371,7 +392,7 @@ def _published(row: Row, key: str) -> str:
 
 
 def _checked(row: Row, profile: Profile, key: str, value):
-    kinds = {**RECIPE_SETTINGS, **dict.fromkeys(_file_settings(row), str),
+    kinds = {**_switches(row), **dict.fromkeys(_file_settings(row), str),
              **{name: type(p.default) for name, p in _method_settings(row).items()}}
     if key not in kinds:
         raise SettingError(f'{row.id} has no setting {key!r}; it has: {", ".join(kinds)}')
@@ -380,11 +401,13 @@ def _checked(row: Row, profile: Profile, key: str, value):
             value = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             raise SettingError(f'{key}={value!r}: expected {kinds[key].__name__}') from None
+    if key in ('amp', 'half_teacher'):
+        return _precision(key, value)
     if kinds[key] is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, kinds[key]) or isinstance(value, bool) and kinds[key] is not bool:
         raise SettingError(f'{key}={value!r}: expected {kinds[key].__name__}')
-    if key in RECIPE_SETTINGS and kinds[key] is not bool and not 0 < value < math.inf:
+    if key in RECIPE_SETTINGS and kinds[key] in (int, float) and not 0 < value < math.inf:
         raise SettingError(f'{key}={value!r}: expected a positive number')
     if key in _file_settings(row):
         value = str(_file(row, profile, key, Path(value)).resolve())
@@ -401,6 +424,18 @@ def _file(row: Row, profile: Profile, key: str, path: Path) -> Path:
     if not path.is_file():
         raise SettingError(f'{key}={path}: {"a folder, expected a file" if path.is_dir() else "no such file"}')
     return path
+
+
+def _switches(row: Row) -> dict[str, type]:
+    return RECIPE_SETTINGS if row.method is None else {**RECIPE_SETTINGS, **TEACHER_PASS_SETTINGS}
+
+
+def _precision(key: str, value) -> str:
+    words = {'True': 'fp16', 'False': 'off'}    # as mmdet's --amp: half precision is float16 there
+    word = words.get(str(value), value)
+    if word not in PRECISIONS:
+        raise SettingError(f'{key}={value!r}: expected one of {", ".join(PRECISIONS)}')
+    return word
 
 
 def _short(value) -> str:
@@ -434,12 +469,19 @@ def config(run: Run, dataset: Dataset | None = None, work_dir: str | Path = '',
             teacher_weights=None if teacher_weights is None else str(teacher_weights),
             # ASSUMPTION inherit: FGD and MGD do so for one-stage students; applied to every method alike
             inherit=('neck', 'bbox_head') if row.group.one_stage else (), seed=run.seed)
+        for key in TEACHER_PASS_SETTINGS:
+            if key in settings:
+                cfg.model[key] = settings[key]
     _set_data(cfg, run, dataset)
     _set_schedule(cfg, run)
+    for key in ('gpus', 'tf32', 'channels_last'):   # read by train.py
+        if key in settings:
+            cfg[key] = settings[key]
     cfg.custom_imports = dict(imports=['amdlib.distill', 'amdlib.train'], allow_failed_imports=False)
     cfg.randomness = dict(seed=run.seed)
     cfg.work_dir = str(work_dir)
-    cfg.default_hooks.checkpoint.update(interval=1, max_keep_ckpts=1, save_best=None)
+    # two are kept: where the newest is damaged, the one before serves
+    cfg.default_hooks.checkpoint.update(type='WholeCheckpointHook', interval=1, max_keep_ckpts=2, save_best=None)
     cfg.default_hooks.logger.interval = 10 if profile.name != 'paper' else 50
     for unused in ('val_dataloader', 'val_evaluator', 'val_cfg', 'tta_model', 'tta_pipeline', 'img_scales'):
         cfg.pop(unused, None)  # nothing is selected on the reported split: it is evaluated once, at the end
@@ -509,11 +551,14 @@ def _set_data(cfg: Config, run: Run, dataset: Dataset | None) -> None:
     train, test = cfg.train_dataloader, cfg.test_dataloader
     for loader in (train, test):
         loader.num_workers = run.profile.workers
-        loader.persistent_workers = run.profile.workers > 0
+        loader.persistent_workers = False   # new ones each epoch: SeedPicture learns the epoch from them
         for step in loader.dataset.pipeline:
             if step.type == 'Resize':
                 step.scale = run.profile.image_px
-    train.batch_size = dict(run.settings).get('batch_size', run.profile.batch_size)
+    if run.profile.workers > 0 or run.setting('gpus') > 1:
+        # without it what a picture looks like would depend on the number of processes
+        train.dataset.pipeline.insert(0, ConfigDict(type='SeedPicture', seed=run.seed))
+    train.batch_size = run.batch_size
     if run.profile.name != 'paper':
         test.batch_size = 16
     if dataset is None:
@@ -531,22 +576,54 @@ def _set_schedule(cfg: Config, run: Run) -> None:
     settings = dict(run.settings)
     cfg.train_cfg.max_epochs = run.epochs
     cfg.optim_wrapper.clip_grad = dict(max_norm=35, norm_type=2)
-    if settings.get('amp'):
-        cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
     if run.profile.lr is None:
-        cfg.auto_scale_lr = dict(enable=True, base_batch_size=16)  # mmdet's rule: lr belongs to 16 images a step
         if 'lr' in settings:
             cfg.optim_wrapper.optimizer.lr = settings['lr']
         if run.epochs != 24:  # a shortened run keeps the shape of the schedule
             cfg.param_scheduler[-1].update(end=run.epochs, milestones=[max(1, round(run.epochs * part))
                                                                        for part in (16 / 24, 22 / 24)])
-        return
-    # the smaller profiles train from scratch in minutes: AdamW, warm-up, then a cosine down to zero
-    cfg.optim_wrapper.optimizer = ConfigDict(type='AdamW', lr=settings.get('lr', run.profile.lr), weight_decay=0.05)
-    cfg.param_scheduler = [
-        dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=50),
-        dict(type='CosineAnnealingLR', T_max=run.epochs, eta_min=0, by_epoch=True, convert_to_iter_based=True)]
-    cfg.auto_scale_lr = dict(enable=False, base_batch_size=run.profile.batch_size)
+    else:  # the smaller profiles train from scratch in minutes: AdamW, warm-up, then a cosine down to zero
+        cfg.optim_wrapper.optimizer = ConfigDict(type='AdamW', lr=settings.get('lr', run.profile.lr),
+                                                 weight_decay=0.05)
+        cfg.param_scheduler = [
+            dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=50),
+            dict(type='CosineAnnealingLR', T_max=run.epochs, eta_min=0, by_epoch=True, convert_to_iter_based=True)]
+    base = images_of_lr(run.profile)
+    cfg.auto_scale_lr = dict(enable='lr' not in settings and (run.profile.lr is None or run.images_per_update != base),
+                             base_batch_size=base)
+    if run.setting('accumulate') > 1:
+        cfg.optim_wrapper.accumulative_counts = run.setting('accumulate')
+        cfg.auto_scale_lr.base_batch_size = base / run.setting('accumulate')  # mmengine counts one step's images only
+    if run.setting('fused'):
+        cfg.optim_wrapper.optimizer.fused = True
+    match run.setting('amp'):
+        case 'fp16':
+            cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic', dtype='float16')
+        case 'bf16':
+            cfg.optim_wrapper.type = 'BFloat16OptimWrapper'
+
+
+def images_of_lr(profile: Profile) -> int:
+    """Images a step that a profile's learning rate belongs to: 16 for mmdet's SGD, the profile's batch for AdamW."""
+    return 16 if profile.lr is None else profile.batch_size
+
+
+def describe_lr(run: Run, given: float, used: float) -> str:
+    """How the learning rate came about, for one line: `lr 0.01 for 16 images a step -> 0.00125 for 2`.
+
+    Args:
+        given: as the Config has it.
+        used: as the optimizer has it, scaled or not.
+    """
+    images, base = run.images_per_update, images_of_lr(run.profile)
+    parts = ' x '.join([f'{run.batch_size}', *(f'{run.setting(key)} {word}' for key, word in
+                                               (('gpus', 'GPUs'), ('accumulate', 'steps')) if run.setting(key) > 1)])
+    made_of = f' ({parts})' if ' ' in parts else ''
+    if 'lr' in dict(run.settings):
+        return f'lr {used:g} for {images} images a step{made_of}, as given: not scaled'
+    if used == given:
+        return f'lr {used:g} for {images} images a step{made_of}'
+    return f'lr {given:g} for {base} images a step -> {used:g} for {images}{made_of}'
 
 
 def table_runs(table: str, profile: str, group: str | None = None, seeds: str = '0',
@@ -609,12 +686,13 @@ def _seeds(seeds: str) -> list[int]:
 
 def _own(row: Row, given: dict) -> dict:
     """Of settings for a whole table those that concern this row, by the row's names for them."""
-    known = (*RECIPE_SETTINGS, *FILE_SETTINGS['method'])
+    known = (*RECIPE_SETTINGS, *TEACHER_PASS_SETTINGS, *FILE_SETTINGS['method'])
     if unknown := [key for key in given if key not in known]:
         raise SettingError(f'a table has no setting {unknown[0]!r}; it has: {", ".join(known)}')
     if row.is_teacher:
-        return {key.removeprefix('teacher_'): value for key, value in given.items() if key != 'backbone'}
-    return {key: value for key, value in given.items() if key in RECIPE_SETTINGS or key in _file_settings(row)}
+        return {key.removeprefix('teacher_'): value for key, value in given.items()
+                if key != 'backbone' and key not in TEACHER_PASS_SETTINGS}
+    return {key: value for key, value in given.items() if key in _switches(row) or key in _file_settings(row)}
 
 
 def shorter(profile: Profile, **changes) -> Profile:

@@ -114,7 +114,9 @@ def settings_hash(cfg: Config) -> str:
 
 def code_fingerprint(run: Run) -> str:
     """16 hex digits over the parts of the kit that a row's numbers depend on, comments and docstrings apart."""
-    modules = ['mmcv_ext.py', 'train.py']
+    modules = ['mmcv_ext.py', 'train.py', 'checkpoints.py']
+    if run.setting('gpus') > 1:
+        modules.append('distributed.py')
     if run.row.method is not None:
         modules += ['distill.py', 'amd.py']  # the rivals' losses are built from amd.py's parts
         if run.row.method != 'amd':
@@ -167,7 +169,14 @@ def state(run: Run, dataset: Dataset, results: Path = ROOT / 'results') -> State
         record = json.loads((place / 'record.json').read_text())
     except json.JSONDecodeError as error:
         return State('stale', f'record.json cannot be read: {error}')
-    reasons = []
+    try:
+        return _compare(record, run, dataset, results)
+    except (KeyError, TypeError) as error:
+        return State('stale', f'record of another format: {error} is missing or of another kind')
+
+
+def _compare(record: dict, run: Run, dataset: Dataset, results: Path) -> State:
+    place, reasons = run_folder(run, dataset, results), []
     if record['settings_hash'] != settings_hash(config(run, dataset)) or not _same_files(run, record['files']):
         reasons.append('made with other settings')
     if record['data']['fingerprint'] != dataset.fingerprint:
@@ -199,9 +208,28 @@ def _unfinished(place: Path) -> State:
         return State('missing', 'never run')
     if progress['phase'] == 'failed':
         return State('failed', progress.get('error', ''))
-    if progress['host'] == platform.node() and not _alive(progress['pid']):
+    if progress['host'] == platform.node() and not training_process(place):
         return State('failed', f'killed at step {progress["step"]} of {progress["steps"]}')
     return State('running', f'step {progress["step"]} of {progress["steps"]}')
+
+
+def training_process(place: Path) -> int | None:
+    """The process of this machine that is training in this folder; None where there is none."""
+    progress = read_progress(place)
+    pid = progress.get('pid')
+    if progress.get('phase') in (None, 'failed', 'done') or progress['host'] != platform.node() or not _alive(pid):
+        return None
+    started = progress.get('started')
+    return pid if started is None or started == process_start(pid) else None  # numbers of processes are used again
+
+
+def process_start(pid: int) -> int | None:
+    """When a process began, in clock ticks since boot; None where that is not known (no /proc)."""
+    try:
+        after_name = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2]
+    except OSError:
+        return None
+    return int(after_name.split()[19])  # field 22 of proc(5)
 
 
 def _alive(pid: int) -> bool:

@@ -17,8 +17,8 @@ from amdlib import experiments, zoo
 from amdlib.amd import AMDLoss
 from amdlib.data import Dataset
 from amdlib.distill import METHODS
-from amdlib.experiments import (GROUPS, PROFILES, ROWS, Run, SettingError, config, find_profile, find_row,
-                                scale_weights, shorter, table_runs)
+from amdlib.experiments import (GROUPS, PROFILES, ROWS, Run, SettingError, config, describe_lr, find_profile,
+                                find_row, scale_weights, shorter, table_runs)
 from amdlib.losses import FGDLoss, FKDLoss, MGDLoss
 
 ROOT = Path(__file__).parents[1]
@@ -286,7 +286,7 @@ def test_a_weight_given_as_a_setting_is_on_the_papers_scale_too(tiny):
     (lambda: Run.of('retinanet-amd', 'mini', 0, {'epochs': True}), ['epochs=True', 'int']),
     (lambda: Run.of('retinanet-amd', 'mini', 0, {'epochs': 0}), ['epochs=0', 'positive']),
     (lambda: Run.of('retinanet-amd', 'mini', 0, {'lr': -1}), ['lr=-1', 'positive']),
-    (lambda: Run.of('retinanet-amd', 'mini', 0, {'amp': 1}), ['amp=1', 'bool']),
+    (lambda: Run.of('retinanet-amd', 'mini', 0, {'amp': 1}), ['amp=1', 'off, bf16, fp16']),
     (lambda: Run.of('retinanet-amd', 'mini', 0, {'spatial': 3}), ['spatial=3', 'str']),
     (lambda: Run.of('retinanet-amd', 'mini', 0, {'teacher_checkpoint': 'no/such.pth'}),
      ['no/such.pth', 'no such file']),
@@ -303,8 +303,8 @@ def test_bad_input_is_refused_with_what_is_known(call, words):
 
 
 def test_text_from_the_command_line_becomes_values():
-    run = Run.of('retinanet-amd', 'mini', 0, {'phi': '1', 'epochs': '3', 'amp': 'True', 'spatial': 'random'})
-    assert dict(run.settings) == {'phi': 1.0, 'epochs': 3, 'amp': True, 'spatial': 'random'}
+    run = Run.of('retinanet-amd', 'mini', 0, {'phi': '1', 'epochs': '3', 'amp': 'bf16', 'spatial': 'random'})
+    assert dict(run.settings) == {'phi': 1.0, 'epochs': 3, 'amp': 'bf16', 'spatial': 'random'}
     assert type(dict(run.settings)['phi']) is float
 
 
@@ -440,3 +440,58 @@ def test_the_printed_config_reads_back_equal(cfg_of, row, profile):
 
 def test_every_profile_says_what_it_can_show():
     assert all(len(profile.can_show) > 80 for profile in experiments.PROFILES.values())
+
+
+# ---- learning rate and switches ---------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(('profile', 'settings', 'scaled', 'images'), [
+    ('paper', {}, True, 2), ('paper', {'gpus': 8}, True, 16), ('paper', {'gpus': 4, 'accumulate': 2}, True, 16),
+    ('paper', {'lr': 0.005}, False, 2), ('small', {}, False, 8), ('small', {'gpus': 2}, True, 16),
+    ('mini', {}, False, 4), ('mini', {'batch_size': 1}, True, 1),
+    ('mini', {'batch_size': 2, 'accumulate': 2}, False, 4)])
+def test_the_learning_rate_grows_with_the_images_an_update(dataset, profile, settings, scaled, images):
+    run = Run.of('retinanet-baseline', profile, 0, settings)
+    cfg = config(run, {'mini': dataset, 'small': CELLS, 'paper': None}[profile])
+    assert run.images_per_update == images
+    rule = cfg.auto_scale_lr
+    assert rule.enable == scaled
+    if scaled:  # what mmengine will multiply with, which knows GPUs and batch size only
+        factor = run.batch_size * run.setting('gpus') / rule.base_batch_size
+        assert factor == images / (16 if profile == 'paper' else PROFILES[profile].batch_size)
+    assert cfg.optim_wrapper.get('accumulative_counts', 1) == run.setting('accumulate')
+
+
+@pytest.mark.parametrize(('profile', 'settings', 'given', 'used', 'text'), [
+    ('paper', {}, 0.01, 0.00125, 'lr 0.01 for 16 images a step -> 0.00125 for 2'),
+    ('paper', {'gpus': 8}, 0.01, 0.01, 'lr 0.01 for 16 images a step (2 x 8 GPUs)'),
+    ('paper', {'gpus': 2, 'accumulate': 2}, 0.01, 0.005,
+     'lr 0.01 for 16 images a step -> 0.005 for 8 (2 x 2 GPUs x 2 steps)'),
+    ('paper', {'lr': 0.02}, 0.02, 0.02, 'lr 0.02 for 2 images a step, as given: not scaled'),
+    ('mini', {}, 0.003, 0.003, 'lr 0.003 for 4 images a step')])
+def test_how_the_learning_rate_came_about_is_told(profile, settings, given, used, text):
+    assert describe_lr(Run.of('retinanet-baseline', profile, 0, settings), given, used) == text
+
+
+def test_switches_reach_the_config_and_their_defaults_are_the_run_itself(dataset, tiny):
+    off = {'gpus': 1, 'accumulate': 1, 'amp': 'off', 'tf32': False, 'channels_last': False, 'fused': 'False',
+           'compile_teacher': False, 'half_teacher': 'off'}
+    assert Run.of('retinanet-amd', tiny, 0, off) == Run.of('retinanet-amd', tiny)
+    on = {'gpus': 2, 'amp': 'bf16', 'tf32': 'True', 'channels_last': True, 'fused': True, 'compile_teacher': True,
+          'half_teacher': 'bf16'}
+    run = Run.of('retinanet-amd', tiny, 0, on)
+    cfg = config(run, dataset)
+    assert (cfg.gpus, cfg.tf32, cfg.channels_last, cfg.optim_wrapper.optimizer.fused) == (2, True, True, True)
+    assert cfg.optim_wrapper.type == 'BFloat16OptimWrapper'
+    assert (cfg.model.compile_teacher, cfg.model.half_teacher) == (True, 'bf16')
+    assert set(dict(run.teacher().settings)) == {'gpus', 'amp', 'tf32', 'channels_last', 'fused'}
+    with pytest.raises(SettingError, match="no setting 'compile_teacher'"):
+        Run.of('retinanet-baseline', tiny, 0, {'compile_teacher': True})
+    table = table_runs('table1', 'mini', 'retinanet', settings={'compile_teacher': True, 'amp': 'bf16'})
+    assert {run.row.name: run.setting('compile_teacher') for run in table} == {
+        'teacher': False, 'baseline': False, 'fkd': True, 'fgd': True, 'mgd': True, 'amd': True}
+    assert {run.setting('amp') for run in table} == {'bf16'}
+
+
+def test_mmdets_amp_is_float16(dataset, tiny):
+    cfg = config(Run.of('retinanet-baseline', tiny, 0, {'amp': True}), dataset)
+    assert (cfg.optim_wrapper.type, cfg.optim_wrapper.dtype) == ('AmpOptimWrapper', 'float16')

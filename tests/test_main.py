@@ -155,7 +155,7 @@ def test_a_weights_folder_that_is_not_there_is_told_in_a_line(call, monkeypatch)
     (['table', '--group', 'yolo'], ["unknown group 'yolo'", 'retinanet, reppoints, faster_rcnn']),
     (['table', '--seeds', 'a,b'], ["seeds 'a,b'"]),
     (['run', 'retinanet-amd', '--set', 'phy=1'], ["no setting 'phy'", 'phi', 'epochs']),
-    (['run', 'retinanet-baseline', '--set', 'phi=1'], ["no setting 'phi'", 'epochs, batch_size, lr, amp']),
+    (['run', 'retinanet-baseline', '--set', 'phi=1'], ["no setting 'phi'", 'epochs, batch_size, lr, gpus']),
     (['run', 'retinanet-amd', '--set', 'epochs'], ["'epochs': expected KEY=VALUE"]),
     (['run', 'retinanet-amd', '--set', '=3'], ["'=3': expected KEY=VALUE"]),
     (['run', 'retinanet-amd', '--set', 'epochs=many'], ["epochs='many': expected int"]),
@@ -205,6 +205,22 @@ def test_a_gpu_that_is_not_there(call, device):
     assert status == 1 and f'--device {device}: torch sees no such GPU' in err and 'doctor' in err
 
 
+@pytest.mark.parametrize(('visible', 'device', 'chosen'), [
+    (None, 'cuda:2', '2'), ('4,6', 'cuda:1', '6'), ('4,6', 'cuda', '4,6'), ('4,6', 'cuda:2', ''), ('4,6', 'cpu', '')])
+def test_a_gpu_is_counted_among_the_visible_ones(monkeypatch, visible, device, chosen):
+    if visible is None:
+        monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    else:
+        monkeypatch.setenv('CUDA_VISIBLE_DEVICES', visible)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: os.environ['CUDA_VISIBLE_DEVICES'] != '')
+    if device == 'cuda:2' and visible:
+        with pytest.raises(SystemExit, match='torch sees no such GPU'):
+            cli._choose_device(device)
+    else:
+        cli._choose_device(device)
+    assert os.environ['CUDA_VISIBLE_DEVICES'] == chosen
+
+
 def test_run_passes_its_words_on(call, coco_folder, monkeypatch, tmp_path):
     from amdlib import train
     seen = {}
@@ -212,11 +228,11 @@ def test_run_passes_its_words_on(call, coco_folder, monkeypatch, tmp_path):
         more, run=run, dataset=dataset, results=results_dir))
     status, _, err = call('run', 'retinanet-amd', '--profile', 'small', '--data', coco_folder,
                           '--results', tmp_path / 'r', '--seed', '2', '--set', 'phi=0.5', '--amp', '--force',
-                          '--resume', '--work-dir', tmp_path / 'w', '--device', 'cpu',
+                          '--gpus', '2', '--workers', '3', '--resume', '--work-dir', tmp_path / 'w', '--device', 'cpu',
                           '--cfg-options', 'a.b=1', 'c=[1,2]', 'd=x')
     assert status == 0, err
-    assert (seen['run'].id, seen['dataset'].name) == ('retinanet-amd+amp=True+phi=0.5-s2', 'a-set')
-    assert (seen['force'], seen['resume'], seen['results']) == (True, True, tmp_path / 'r')
+    assert (seen['run'].id, seen['dataset'].name) == ('retinanet-amd+amp=fp16+gpus=2+phi=0.5-s2', 'a-set')
+    assert (seen['force'], seen['resume'], seen['workers'], seen['results']) == (True, True, 3, tmp_path / 'r')
     assert seen['cfg_options'] == {'a.b': 1, 'c': [1, 2], 'd': 'x'} and Path(seen['work_dir']) == tmp_path / 'w'
     assert os.environ['CUDA_VISIBLE_DEVICES'] == ''
 
