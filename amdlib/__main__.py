@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import importlib
 import os
 import sys
@@ -26,13 +27,14 @@ def main(words: list[str] | None = None) -> int:
     from amdlib.batch import BatchError
     from amdlib.data import DataError
     from amdlib.experiments import SettingError
+    from amdlib.export import ExportError
     from amdlib.notebooks import NotebookError
     from amdlib.results import ResultError
     from amdlib.train import TrainingError
     from amdlib.weights import WeightsError
     try:
         return arguments.do(arguments) or 0
-    except (BatchError, DataError, SettingError, NotebookError, ResultError, TrainingError, WeightsError,
+    except (BatchError, DataError, SettingError, ExportError, NotebookError, ResultError, TrainingError, WeightsError,
             FileNotFoundError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
@@ -71,6 +73,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument('--work-dir', metavar='DIR', help='put the run here, outside the tables')
     run.add_argument('--resume', action='store_true', help='go on from the last checkpoint of an unfinished run')
     run.add_argument('--amp', action='store_true', help='mixed precision; the same as --set amp=True')
+    run.add_argument('--tensorboard', action='store_true',
+                     help="write what is logged into tensorboard/ of the run's folder; the same as AMD_TENSORBOARD=1")
     run.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE',
                      help="change mmengine's config by dotted keys; needs --work-dir")
     add('data', _data, 'prepare and check a data set', where)
@@ -78,6 +82,13 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument('--group', help='only this group')
     table.add_argument('--seeds', default='0', help='comma-separated; default 0')
     table.add_argument('--epochs', type=int, help='of runs made with EPOCHS=')
+    export = add('export', _export, 'write the detector of a finished run as files for stock mmdet', where)
+    export.add_argument('run', help="name of the run's folder, such as retinanet-amd-s0, or the folder")
+    export.add_argument('--output', metavar='DIR', help="default: export/ in the run's folder")
+    export.add_argument('--onnx', action='store_true', help='also as ONNX, compared with torch (RetinaNet)')
+    export.add_argument('--stale-ok', action='store_true', help='although the run would be made again now')
+    export.add_argument('--set', action='append', default=[], metavar='KEY=FILE', dest='files',
+                        help='a weight file that the run was made with; repeatable')
     notebook = add('notebook', _notebook, 'execute a notebook by papermill; its output appears here', where)
     notebook.add_argument('name', help='file name in notebooks/, without .ipynb')
     notebook.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', dest='settings',
@@ -156,10 +167,21 @@ def _run(arguments) -> None:
     run = Run.of(arguments.row, arguments.profile, arguments.seed, settings)
     options = None
     if arguments.cfg_options:
-        from mmengine.config import DictAction
-        options = {key: DictAction._parse_iterable(value) for key, value in _pairs(arguments.cfg_options).items()}
+        options = {key: _option(value) for key, value in _pairs(arguments.cfg_options).items()}
     run_row(run, _prepare(arguments), arguments.results, force=arguments.force, resume=arguments.resume,
-            work_dir=arguments.work_dir, cfg_options=options)
+            work_dir=arguments.work_dir, cfg_options=options, tensorboard=arguments.tensorboard)
+
+
+def _option(text: str):
+    """A value of --cfg-options as mmdet's tools read it, and also with dicts, such as those of vis_backends."""
+    if '{' not in text:
+        from mmengine.config import DictAction
+        return DictAction._parse_iterable(text)
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        from amdlib.experiments import SettingError
+        raise SettingError(f"--cfg-options: {text!r} is no Python literal, such as [{{'type': 'Name'}}]") from None
 
 
 def _data(arguments) -> None:
@@ -177,6 +199,14 @@ def _table(arguments) -> None:
     tidy = results.table1(records)
     for group in tidy.group.unique():
         print(f'\n{group}\n{results.table1_wide(tidy, group).to_markdown(index=False)}')
+
+
+def _export(arguments) -> None:
+    from amdlib import export
+    arguments.profile = export.profile_of(arguments.run) or arguments.profile
+    export.export(arguments.run, arguments.profile, _prepare(arguments, _to_stderr), arguments.results,
+                  output=arguments.output, onnx=arguments.onnx, files=_pairs(arguments.files),
+                  stale_ok=arguments.stale_ok)
 
 
 def _notebook(arguments) -> None:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib.util
 import logging
 import os
 import platform
@@ -134,15 +135,19 @@ class QuietRunner(Runner):
 
 def run_row(run: Run, dataset: data.Dataset, results_dir: Path = results.ROOT / 'results', *, force: bool = False,
             resume: bool = False, work_dir: Path | None = None, cfg_options: dict | None = None,
-            say=print) -> dict:
+            tensorboard: bool = False, say=print) -> dict:
     """Train and evaluate one run, its teacher first where that is missing; return the record.
 
     A finished run is not trained again unless `force`; a stale one is, and said so. `cfg_options` are mmengine's
-    dotted keys; such a run is recorded in `work_dir`, outside the tables.
+    dotted keys; such a run is recorded in `work_dir`, outside the tables. `tensorboard` (or AMD_TENSORBOARD=1 in the
+    environment, which reaches the processes of a batch) writes what is logged into `tensorboard/` of the run too.
     Errors: TrainingError; whatever training raises, after progress.json has said `failed`.
     """
     if cfg_options and work_dir is None:
         raise TrainingError('--cfg-options changes the experiment outside the table of rows: give it a --work-dir')
+    tensorboard = tensorboard or os.environ.get('AMD_TENSORBOARD', '0') not in ('', '0')
+    if tensorboard and importlib.util.find_spec('tensorboard') is None:
+        raise TrainingError('--tensorboard needs the package tensorboard: make setup, or pip install tensorboard')
     place = Path(work_dir) if work_dir else results.run_folder(run, dataset, results_dir)
     if work_dir is None:
         found = results.state(run, dataset, results_dir)
@@ -154,7 +159,7 @@ def run_row(run: Run, dataset: data.Dataset, results_dir: Path = results.ROOT / 
             say(f'{run.id}: its record is stale ({found.why}); training it again')
     teacher, teacher_weights = run.teacher(), None
     if teacher is not None:
-        run_row(teacher, dataset, results_dir, say=say)
+        run_row(teacher, dataset, results_dir, tensorboard=tensorboard, say=say)
         teacher_weights = results.run_folder(teacher, dataset, results_dir) / 'weights.pth'
     if row_needs_checkpoint(run):
         raise TrainingError(
@@ -167,6 +172,8 @@ def run_row(run: Run, dataset: data.Dataset, results_dir: Path = results.ROOT / 
     cfg = config(run, dataset, place / 'mmengine', teacher_weights)
     if cfg_options:
         cfg.merge_from_dict(cfg_options)
+    if tensorboard:  # no part of the settings: it changes no number
+        cfg.visualizer.vis_backends.append(dict(type='TensorboardVisBackend', save_dir=str(place / 'tensorboard')))
     (place / 'error.txt').unlink(missing_ok=True)  # of the part before a resume
     report = ProgressReport(place, run.id)
     report.update('start', 0, 1)
@@ -191,7 +198,8 @@ def _clear(place: Path) -> None:
     """Take an older record away before its run is made again: record first, then what it speaks of."""
     for name in ('record.json', 'weights.pth', 'detections.json.gz', 'error.txt', 'progress.json', 'scalars.jsonl'):
         (place / name).unlink(missing_ok=True)
-    shutil.rmtree(place / 'mmengine', ignore_errors=True)
+    for name in ('mmengine', 'tensorboard'):
+        shutil.rmtree(place / name, ignore_errors=True)
 
 
 def _keep_scalars(place: Path) -> None:
