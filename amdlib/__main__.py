@@ -64,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
                               "of the run's name")
 
     add('list', _list, 'list every row with the paper\'s value')
+    add('values', _values, "print every value of the paper's experiments with its source")
     show = add('show', _show, "print a run's whole mmengine config as Python text", where, changes)
     show.add_argument('row')
     run = add('run', _run, 'train and evaluate one row (and its teacher, where that is missing)', where, changes)
@@ -149,6 +150,11 @@ def _list(_arguments) -> None:
         print(f'{row.id:22} {value:9.1f}  {detector:18} {row.method or "-":7} {epochs}')
     print('\nassumed values (the paper does not state them): alpha, T = 0.5, phi = 1.0, SE reduction, random mask '
           'ratio, inheriting; see README')
+
+
+def _values(_arguments) -> None:
+    from amdlib.values import as_text, paper_values
+    print(as_text(paper_values()))
 
 
 def _show(arguments) -> None:

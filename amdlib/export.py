@@ -344,6 +344,6 @@ def card(record: dict, row: Row, meta: dict, written: dict[str, Path], parity: d
             'test pipeline does; normalisation and padding are inside; N, H and W are free. Outputs `boxes_xyxy_px` '
             '(N, A, 4) in pixels of the input and `scores` (N, A, classes), one line an anchor. Then: drop low scores '
             'and boxes without area, NMS by class, keep the best; mmdet\'s thresholds are in the file\'s metadata. '
-            f'Largest difference to torch on {PARITY_IMAGES} test images: {parity["boxes"]:.1e} px, {parity["scores"]:.1e} in '
-            'score.')]
+            f'Largest difference to torch on {PARITY_IMAGES} test images: {parity["boxes"]:.1e} px, '
+            f'{parity["scores"]:.1e} in score.')]
     return '\n\n'.join(parts) + '\n'
