@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import importlib
 import os
 import sys
@@ -27,6 +28,7 @@ def main(words: list[str] | None = None) -> int:
     from amdlib.batch import BatchError
     from amdlib.data import DataError
     from amdlib.experiments import SettingError
+    from amdlib.export import ExportError
     from amdlib.notebooks import NotebookError
     from amdlib.report import ReportError
     from amdlib.results import ResultError
@@ -37,8 +39,8 @@ def main(words: list[str] | None = None) -> int:
         _choose_teachers(arguments)
         os.environ.update(zoo.environment())    # notebooks and batches work in other folders
         return arguments.do(arguments) or 0
-    except (BatchError, DataError, SettingError, NotebookError, ReportError, ResultError, TargetError, TrainingError,
-            WeightsError, FileNotFoundError) as error:
+    except (BatchError, DataError, SettingError, ExportError, NotebookError, ReportError, ResultError, TargetError,
+            TrainingError, WeightsError, FileNotFoundError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -76,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     teachers.add_argument('--skip-teacher-check', action='store_true', help='train whatever the teacher is like')
 
     add('list', _list, 'list every row with the paper\'s value')
+    add('values', _values, "print every value of the paper's experiments with its source")
     show = add('show', _show, "print a run's whole mmengine config as Python text", where, changes)
     show.add_argument('row')
     run = add('run', _run, 'train and evaluate one row (and its teacher, where that is missing)', where, changes,
@@ -89,6 +92,8 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument('--gpus', type=int, metavar='N', help='train on N GPUs together; the same as --set gpus=N')
     run.add_argument('--amp', action='store_true', help="mixed precision as mmdet's --amp; the same as --set amp=fp16")
     run.add_argument('--workers', type=int, metavar='N', help='processes that load pictures, a GPU; changes no number')
+    run.add_argument('--tensorboard', action='store_true',
+                     help="write what is logged into tensorboard/ of the run's folder; the same as AMD_TENSORBOARD=1")
     run.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE',
                      help="change mmengine's config by dotted keys; needs --work-dir")
     add('data', _data, 'prepare and check a data set', where)
@@ -97,6 +102,13 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument('--group', help='only this group')
     table.add_argument('--seeds', default='0', help='comma-separated; default 0')
     table.add_argument('--epochs', type=int, help='of runs made with EPOCHS=')
+    export = add('export', _export, 'write the detector of a finished run as files for stock mmdet', where)
+    export.add_argument('run', help="name of the run's folder, such as retinanet-amd-s0, or the folder")
+    export.add_argument('--output', metavar='DIR', help="default: export/ in the run's folder")
+    export.add_argument('--onnx', action='store_true', help='also as ONNX, compared with torch (RetinaNet)')
+    export.add_argument('--stale-ok', action='store_true', help='although the run would be made again now')
+    export.add_argument('--set', action='append', default=[], metavar='KEY=FILE', dest='files',
+                        help='a weight file that the run was made with; repeatable')
     parameters = argparse.ArgumentParser(add_help=False)
     parameters.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', dest='settings',
                             help='a parameter of the notebook; an unknown one is an error')
@@ -182,6 +194,11 @@ def _list(_arguments) -> None:
           'ratio, inheriting; see README')
 
 
+def _values(_arguments) -> None:
+    from amdlib.values import as_text, paper_values
+    print(as_text(paper_values()))
+
+
 def _show(arguments) -> None:
     from amdlib.experiments import Run, config, read_settings
     run = Run.of(arguments.row, arguments.profile, arguments.seed, read_settings(arguments.settings))
@@ -200,11 +217,22 @@ def _run(arguments) -> None:
     run = Run.of(arguments.row, arguments.profile, arguments.seed, settings)
     options = None
     if arguments.cfg_options:
-        from mmengine.config import DictAction
-        options = {key: DictAction._parse_iterable(value)
-                   for key, value in read_settings(arguments.cfg_options).items()}
+        options = {key: _option(value) for key, value in read_settings(arguments.cfg_options).items()}
     run_row(run, _prepare(arguments), arguments.results, force=arguments.force, resume=arguments.resume,
-            work_dir=arguments.work_dir, cfg_options=options, workers=arguments.workers)
+            work_dir=arguments.work_dir, cfg_options=options, workers=arguments.workers,
+            tensorboard=arguments.tensorboard)
+
+
+def _option(text: str):
+    """A value of --cfg-options as mmdet's tools read it, and also with dicts, such as those of vis_backends."""
+    if '{' not in text:
+        from mmengine.config import DictAction
+        return DictAction._parse_iterable(text)
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        from amdlib.experiments import SettingError
+        raise SettingError(f"--cfg-options: {text!r} is no Python literal, such as [{{'type': 'Name'}}]") from None
 
 
 def _data(arguments) -> None:
@@ -234,6 +262,15 @@ def _given(arguments) -> dict[str, str]:
         arguments.data = str(Path(arguments.data).resolve())
     arguments.results = arguments.results.resolve()
     return given
+
+
+def _export(arguments) -> None:
+    from amdlib import export
+    from amdlib.experiments import read_settings
+    arguments.profile = export.profile_of(arguments.run) or arguments.profile
+    export.export(arguments.run, arguments.profile, _prepare(arguments, _to_stderr), arguments.results,
+                  output=arguments.output, onnx=arguments.onnx, files=read_settings(arguments.files),
+                  stale_ok=arguments.stale_ok)
 
 
 def _notebook(arguments) -> None:

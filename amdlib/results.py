@@ -160,11 +160,11 @@ class State:
     record: dict | None = None
 
 
-def state(run: Run, dataset: Dataset, results: Path = ROOT / 'results') -> State:
-    """Compare a run's record with what would be run now."""
-    place = run_folder(run, dataset, results)
+def state(run: Run, dataset: Dataset, results: Path = ROOT / 'results', place: Path | None = None) -> State:
+    """Compare a run's record with what would be run now; `place` is the run's folder, where it is not the usual one."""
+    place = place or run_folder(run, dataset, results)
     if not (place / 'record.json').is_file():
-        return _unfinished(place)
+        return unfinished(place)
     try:
         record = json.loads((place / 'record.json').read_text())
     except json.JSONDecodeError as error:
@@ -202,7 +202,8 @@ def read_progress(place: Path) -> dict:
     return {}
 
 
-def _unfinished(place: Path) -> State:
+def unfinished(place: Path) -> State:
+    """The state of a run whose folder has no record."""
     progress = read_progress(place)
     if not progress:
         return State('missing', 'never run')

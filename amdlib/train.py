@@ -4,6 +4,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import functools
+import importlib.util
 import json
 import logging
 import os
@@ -194,19 +195,24 @@ class Job:
 
 def run_row(run: Run, dataset: data.Dataset, results_dir: Path = results.ROOT / 'results', *, force: bool = False,
             resume: bool = False, work_dir: Path | None = None, cfg_options: dict | None = None,
-            workers: int | None = None, say=print) -> dict:
+            workers: int | None = None, tensorboard: bool = False, say=print) -> dict:
     """Train and evaluate one run, its teacher first where that is missing; return the record.
 
     A finished run is not trained again unless `force`; a stale one is, and said so. An interrupted one goes on from its
     last whole checkpoint where settings, data, code, teacher and versions are the same, unless `force`; with `resume`
     it is an error where it cannot. `cfg_options` are mmengine's dotted keys; such a run is recorded in `work_dir`,
     outside the tables. `workers` are the processes that load pictures, a GPU; they change no number.
+    `tensorboard` (or AMD_TENSORBOARD=1 in the environment, which reaches the processes of a batch) writes what is
+    logged into `tensorboard/` of the run too.
     Errors: TrainingError; whatever training raises, after progress.json has said `failed`.
     """
     if cfg_options and work_dir is None:
         raise TrainingError('--cfg-options changes the experiment outside the table of rows: give it a --work-dir')
     if force and resume:
         raise TrainingError('--force trains from the beginning, --resume goes on: give one of them')
+    tensorboard = tensorboard or os.environ.get('AMD_TENSORBOARD', '0') not in ('', '0')
+    if tensorboard and importlib.util.find_spec('tensorboard') is None:
+        raise TrainingError('--tensorboard needs the package tensorboard: make setup, or pip install tensorboard')
     place = Path(work_dir) if work_dir else results.run_folder(run, dataset, results_dir)
     if work_dir is None:
         found = results.state(run, dataset, results_dir)
@@ -221,7 +227,7 @@ def run_row(run: Run, dataset: data.Dataset, results_dir: Path = results.ROOT / 
         raise TrainingError(f'{run.id}: process {pid} is training it in {place}')
     teacher, taught, teacher_weights = run.teacher(), None, None
     if teacher is not None:
-        taught = run_row(teacher, dataset, results_dir, workers=workers, say=say)
+        taught = run_row(teacher, dataset, results_dir, workers=workers, tensorboard=tensorboard, say=say)
         teacher_weights = results.run_folder(teacher, dataset, results_dir) / 'weights.pth'
     place.mkdir(parents=True, exist_ok=True)
     report = ProgressReport(place, run.id)
@@ -246,6 +252,8 @@ def run_row(run: Run, dataset: data.Dataset, results_dir: Path = results.ROOT / 
         'teacher': None if teacher_weights is None else {
             'id': teacher.id, 'weights_sha256': weights.sha256(teacher_weights)},
         'versions': results.versions()}
+    if tensorboard:  # no part of the settings: it changes no number
+        cfg.visualizer.vis_backends.append(dict(type='TensorboardVisBackend', save_dir=str(place / 'tensorboard')))
     job = Job(run, cfg, dataset, place, files, made_with)
     checkpoint = None if force else _interrupted(job, resume, say)
     if checkpoint is None:
@@ -346,17 +354,13 @@ def _interrupted(job: Job, resume: bool, say) -> Path | None:
     return None
 
 
-def row_needs_checkpoint(run: Run) -> bool:
-    """The paper's teachers are published weights, not trained here."""
-    return run.profile.name == 'paper' and run.row.is_teacher and 'checkpoint' not in run.files()
-
-
 def _clear(place: Path) -> None:
     """Take an older record away before its run is made again: record first, then what it speaks of."""
     for name in ('record.json', 'unfinished.json', 'weights.pth', 'detections.json.gz', 'error.txt', 'progress.json',
                  'scalars.jsonl'):
         (place / name).unlink(missing_ok=True)
-    shutil.rmtree(place / 'mmengine', ignore_errors=True)
+    for name in ('mmengine', 'tensorboard'):
+        shutil.rmtree(place / name, ignore_errors=True)
 
 
 def _keep_scalars(place: Path) -> None:

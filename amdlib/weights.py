@@ -123,7 +123,8 @@ def write_weights(path: str | Path, weights: dict[str, Tensor], meta: dict) -> N
     """Write `{'state_dict', 'meta'}` beside `path` and rename: a kill never leaves half a file."""
     path = Path(path)
     beside = path.with_name(f'.{path.name}.{os.getpid()}')
-    torch.save({'state_dict': {name: value.cpu() for name, value in weights.items()}, 'meta': meta}, beside)
+    with open(beside, 'wb') as file:  # given a path, torch.save puts the file's name into the file
+        torch.save({'state_dict': {name: value.cpu() for name, value in weights.items()}, 'meta': meta}, file)
     os.replace(beside, path)
 
 

@@ -17,7 +17,7 @@ from amdlib.__main__ import main
 from amdlib.experiments import GROUPS, ROWS
 
 ROOT = Path(cli.__file__).parents[1]
-COMMANDS = ('list', 'show', 'run', 'data', 'table', 'notebook', 'doctor')
+COMMANDS = ('list', 'values', 'show', 'run', 'data', 'table', 'export', 'notebook', 'doctor')
 
 
 @pytest.fixture(scope='module')
@@ -229,11 +229,13 @@ def test_run_passes_its_words_on(call, coco_folder, monkeypatch, tmp_path):
     status, _, err = call('run', 'retinanet-amd', '--profile', 'small', '--data', coco_folder,
                           '--results', tmp_path / 'r', '--seed', '2', '--set', 'phi=0.5', '--amp', '--force',
                           '--gpus', '2', '--workers', '3', '--resume', '--work-dir', tmp_path / 'w', '--device', 'cpu',
-                          '--cfg-options', 'a.b=1', 'c=[1,2]', 'd=x')
+                          '--tensorboard', '--cfg-options', 'a.b=1', 'c=[1,2]', 'd=x', "e=[{'type': 'T'}]")
     assert status == 0, err
     assert (seen['run'].id, seen['dataset'].name) == ('retinanet-amd+amp=fp16+gpus=2+phi=0.5-s2', 'a-set')
     assert (seen['force'], seen['resume'], seen['workers'], seen['results']) == (True, True, 3, tmp_path / 'r')
-    assert seen['cfg_options'] == {'a.b': 1, 'c': [1, 2], 'd': 'x'} and Path(seen['work_dir']) == tmp_path / 'w'
+    assert seen['tensorboard'] is True
+    assert seen['cfg_options'] == {'a.b': 1, 'c': [1, 2], 'd': 'x', 'e': [{'type': 'T'}]}
+    assert Path(seen['work_dir']) == tmp_path / 'w'
     assert os.environ['CUDA_VISIBLE_DEVICES'] == ''
 
 

@@ -10,7 +10,7 @@ import threading
 import numpy as np
 import pytest
 import torch
-from mmdet.registry import MODELS
+from mmdet.registry import MODELS, VISUALIZERS
 from mmengine.config import Config
 
 from amdlib import experiments, gate, results, train, weights, zoo
@@ -212,6 +212,47 @@ def test_a_checkpoint_is_evaluated_and_not_trained(trained, dataset, tiny, tmp_p
     assert record['files'] == {'checkpoint': weights.sha256(folder / 'weights.pth')}
     assert record['settings'] == {'checkpoint': 'weights.pth'}    # no path of this machine
     assert all(torch.equal(value, _state_dict(folder)[name]) for name, value in _state_dict(place).items())
+
+
+# ---- logs for others --------------------------------------------------------------------------------------------
+
+@slow
+@pytest.mark.parametrize('by', ['argument', 'environment'])
+def test_tensorboard_changes_no_number_and_no_hash(trained, dataset, tiny, tmp_path, monkeypatch, by):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    run, record, folder = trained('retinanet-baseline')
+    if by == 'environment':
+        monkeypatch.setenv('AMD_TENSORBOARD', '1')
+    again = run_row(run, dataset, tmp_path, tensorboard=by == 'argument', say=lambda *_: None)
+    assert again['settings_hash'] == record['settings_hash'] and again['numbers'] == record['numbers']
+    assert results.state(run, dataset, tmp_path).name == 'done'
+    other = results.run_folder(run, dataset, tmp_path)
+    assert all(torch.equal(value, _state_dict(folder)[name]) for name, value in _state_dict(other).items())
+    events = EventAccumulator(str(other / 'tensorboard'))
+    events.Reload()
+    lines = [json.loads(line) for line in (other / 'scalars.jsonl').read_text().splitlines()]
+    assert [one.value for one in events.Scalars('loss')] == pytest.approx([line['loss'] for line in lines])
+    assert not (folder / 'tensorboard').exists()
+
+
+def test_tensorboard_that_is_not_installed_is_told_before_training(dataset, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(train.importlib.util, 'find_spec', lambda _: None)
+    with pytest.raises(TrainingError, match='--tensorboard needs the package tensorboard: make setup, or pip install'):
+        run_row(Run.of('retinanet-baseline', tiny), dataset, tmp_path, tensorboard=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_wandb_is_one_of_mmengines_back_ends(dataset, tiny, tmp_path):
+    """What --cfg-options "visualizer.vis_backends=[...]" gives; W&B itself is loaded when something is logged."""
+    cfg = config(Run.of('retinanet-baseline', tiny), dataset, tmp_path)
+    wanted = results.settings_hash(cfg)
+    cfg.merge_from_dict({'visualizer.vis_backends': [
+        {'type': 'LocalVisBackend'}, {'type': 'WandbVisBackend', 'init_kwargs': {'project': 'amd'}}]})
+    cfg.visualizer.update(name='with-wandb', save_dir=str(tmp_path))
+    visualizer = VISUALIZERS.build(cfg.visualizer)
+    assert list(visualizer._vis_backends) == ['LocalVisBackend', 'WandbVisBackend']
+    assert visualizer._vis_backends['WandbVisBackend']._init_kwargs == {'project': 'amd'}
+    assert results.settings_hash(cfg) == wanted
 
 
 # ---- failed -----------------------------------------------------------------------------------------
