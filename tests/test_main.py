@@ -182,7 +182,7 @@ def test_an_unknown_notebook_is_told_with_those_there_are(call, coco_folder):
 
 def test_a_table_without_records_names_the_runs_that_are_missing(call, coco_folder, tmp_path):
     status, _, err = call('table', '--profile', 'small', '--data', coco_folder, '--group', 'retinanet', '--results',
-                          tmp_path / 'results', '--epochs', '3')
+                          tmp_path / 'results', '--set', 'epochs=3')
     last = err.splitlines()[-1]
     assert status == 1 and last.startswith('error: 6 of 6 runs have no valid record')
     assert 'retinanet-amd+epochs=3-s0 (missing' in last
@@ -250,8 +250,8 @@ def executed(monkeypatch):
 def test_notebook_passes_its_words_on(call, coco_folder, tmp_path, executed, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'x.pth').write_bytes(b'x')
-    words = ('--profile', 'small', '--data', os.path.relpath(coco_folder), '--results', 'out', '--set', 'epochs=2',
-             '--set', 'teacher_checkpoint=x.pth', '--device', 'cpu')
+    words = ('--profile', 'small', '--data', os.path.relpath(coco_folder), '--results', 'out', '--set',
+             'settings=epochs=2 teacher_checkpoint=x.pth', '--device', 'cpu')
     for output in ((), ('--output', 'sweep/one'), ('--output', 'two.ipynb'), ('--output', tmp_path / 'three.ipynb')):
         status, _, err = call('notebook', 'table1', *words, *output)
         assert status == 0, err
@@ -260,17 +260,17 @@ def test_notebook_passes_its_words_on(call, coco_folder, tmp_path, executed, mon
         place / 'table1.ipynb', place / 'sweep' / 'one.ipynb', place / 'two.ipynb', tmp_path / 'three.ipynb']
     # a notebook runs in a folder of its own, so every path is absolute
     assert executed[0][2] == {'profile': 'small', 'data': str(coco_folder), 'results_dir': str(tmp_path / 'out'),
-                              'epochs': '2', 'teacher_checkpoint': str(tmp_path / 'x.pth')}
+                              'settings': f'epochs=2 teacher_checkpoint={tmp_path / "x.pth"}'}
     assert os.environ['CUDA_VISIBLE_DEVICES'] == ''
 
 
 def test_reproduce_passes_its_words_on(call, coco_folder, tmp_path, executed):
     status, _, err = call('reproduce', 'table5', '--profile', 'small', '--data', coco_folder, '--results',
-                          tmp_path / 'out', '--set', 'seeds=0 1', '--set', 'epochs=2')
+                          tmp_path / 'out', '--set', 'seeds=0 1', '--set', 'settings=epochs=2')
     assert status == 0, err
     assert executed == [('table5', tmp_path / 'out' / 'small' / 'a-set' / 'table5.ipynb', {
         'profile': 'small', 'data': str(coco_folder), 'results_dir': str(tmp_path / 'out'), 'seeds': '0 1',
-        'epochs': '2'})]
+        'settings': 'epochs=2'})]
 
 
 def test_status_of_nothing_names_every_run_and_target(call, coco_folder, tmp_path):
@@ -300,8 +300,8 @@ def test_sweep_makes_an_executed_notebook_a_value_and_prints_them(call, coco_fol
     monkeypatch.setattr(batch, 'run_missing', lambda runs, dataset, folder, **more: seen.update(
         more, runs=runs, data=folder))
     status, out, err = call('sweep', 'reppoints-amd', 'phi', '0.5', '1.0', '--profile', 'small', '--data', coco_folder,
-                            '--results', tmp_path / 'out', '--seeds', '0', '--epochs', '2', '--jobs', '3', '--device',
-                            'cpu')
+                            '--results', tmp_path / 'out', '--seeds', '0', '--set', 'epochs=2', '--jobs', '3',
+                            '--device', 'cpu')
     assert status == 0, err
     place = tmp_path / 'out' / 'small' / 'a-set' / 'sweep_phi'
     assert {run.id: path for run, path in seen['executed'].items()} == {
@@ -324,7 +324,7 @@ def test_table_prints_what_is_there(call, coco_folder, tmp_path, all_done):
 
 def test_the_same_words_mean_the_same_runs_in_a_target_and_in_a_run():
     """So that what `run` has made is not trained again by `reproduce`."""
-    of_target = TARGETS['table2'].runs('mini', {'epochs': '2', 'seeds': '1'})
+    of_target = TARGETS['table2'].runs('mini', {'settings': 'epochs=2', 'seeds': '1'})
     assert Run.of('retinanet-amd-mask', PROFILES['mini'], 1, {'epochs': 2}) in of_target
     assert of_target == table_runs('table2', 'mini', None, '1', {'epochs': 2})
 

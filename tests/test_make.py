@@ -25,7 +25,7 @@ PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
 PHONY = re.search(r'^\.PHONY: ((?:.*\\\n)*.*)$', MAKEFILE, re.MULTILINE).group(1).replace('\\', '').split()
 PICTURED = [name for name in TARGETS if name.startswith(('table', 'fig'))]      # what the paper shows
 VARIABLES = sorted({name for name in re.findall(r'\$\(([A-Z_]+)\)', MAKEFILE)}
-                   - {'PY', 'SETUP', 'RUN', 'WHERE', 'SET', 'REPRODUCE', 'MAKEFILE_LIST'})   # the Makefile's own
+                   - {'PY', 'SETUP', 'RUN', 'WHERE', 'SET', 'OWN', 'REPRODUCE', 'MAKEFILE_LIST'})   # the Makefile's own
 pytestmark = pytest.mark.skipif(shutil.which('make') is None, reason='no make here')
 
 
@@ -93,10 +93,11 @@ def test_sweep_phi_is_figure_4_with_values():
 
 
 GIVEN = ('PROFILE=small', 'DATA=a folder/bccd', 'GROUP=retinanet', 'SEEDS=0 1  2', 'EPOCHS=2', 'DEVICE=cuda:1',
-         'JOBS=3', 'FORCE=1', 'BACKBONE=r18.pth', 'TEACHER_BACKBONE=r50.pth', 'TEACHER=a folder/x.pth', 'PHI=0.5 0.7')
-SETTINGS = {'group': 'retinanet', 'seeds': '0 1 2', 'epochs': '2', 'device': 'cuda:1', 'jobs': '3', 'force': 'True',
-            'backbone': 'r18.pth', 'teacher_backbone': 'r50.pth', 'teacher_checkpoint': 'a folder/x.pth',
-            'values': '0.5 0.7'}
+         'JOBS=3', 'FORCE=1', 'BACKBONE=r18.pth', 'TEACHER_BACKBONE=r50.pth', 'TEACHER=a folder/x.pth', 'PHI=0.5 0.7',
+         'SETTINGS=batch_size=4 amp=True')
+PARAMETERS = {'group': 'retinanet', 'seeds': '0 1 2', 'device': 'cuda:1', 'jobs': '3', 'force': 'True',
+              'values': '0.5 0.7', 'settings': "'epochs=2' 'backbone=r18.pth' 'teacher_backbone=r50.pth' "
+                          "'teacher_checkpoint=a folder/x.pth' batch_size=4 amp=True"}
 
 
 @pytest.mark.parametrize('target, wanted', [
@@ -104,13 +105,16 @@ SETTINGS = {'group': 'retinanet', 'seeds': '0 1 2', 'epochs': '2', 'device': 'cu
 def test_every_variable_is_passed_on(target, wanted):
     parsed = _parser().parse_args(planned(target, *GIVEN))
     assert (parsed.targets, parsed.profile, parsed.data) == (wanted, 'small', 'a folder/bccd')
-    assert read_settings(parsed.settings) == SETTINGS
+    assert read_settings(parsed.settings) == PARAMETERS
+    assert read_settings(PARAMETERS['settings']) == {
+        'epochs': '2', 'backbone': 'r18.pth', 'teacher_backbone': 'r50.pth', 'teacher_checkpoint': 'a folder/x.pth',
+        'batch_size': '4', 'amp': 'True'}
 
 
 def test_every_variable_that_is_passed_on_is_known_to_a_notebook():
     known = papermill.inspect_notebook(str(ROOT / 'notebooks' / 'fig4.ipynb'))
-    assert set(SETTINGS) <= set(known)
-    assert set(SETTINGS) - {'values'} <= set(papermill.inspect_notebook(str(ROOT / 'notebooks' / 'table1.ipynb')))
+    assert set(PARAMETERS) <= set(known)
+    assert set(PARAMETERS) - {'values'} <= set(papermill.inspect_notebook(str(ROOT / 'notebooks' / 'table1.ipynb')))
 
 
 @pytest.fixture

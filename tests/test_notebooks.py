@@ -213,7 +213,7 @@ def kit(tmp_path_factory):
     return home
 
 
-SETTINGS = ('--set', 'epochs=1', '--set', 'device=cpu')
+SETTINGS = ('--set', 'settings=epochs=1', '--set', 'device=cpu')
 RETINANET = ('--set', 'group=retinanet', '--set', 'values=0.7 1.0')
 
 
@@ -342,7 +342,7 @@ def test_a_second_call_trains_nothing_and_shows_no_run_again(kit, everything, pl
     again = _amdlib(kit, 'reproduce', 'fig4', 'table2', *RETINANET, *SETTINGS).stdout
     assert again.count('8 of 8 runs are done, 0 to do') == 1
     assert {**_stamps(place), **_stamps(place, 'sweep_phi/*.ipynb')} == before
-    swept = _amdlib(kit, 'sweep', 'retinanet-amd', 'phi', '0.7', '1', '--epochs', '1', '--device', 'cpu').stdout
+    swept = _amdlib(kit, 'sweep', 'retinanet-amd', 'phi', '0.7', '1', '--set', 'epochs=1', '--device', 'cpu').stdout
     assert '3 of 3 runs are done, 0 to do' in swept and re.search(r'^\| 0\.7 +\| \d', swept, re.MULTILINE)
 
 

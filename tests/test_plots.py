@@ -283,4 +283,4 @@ def test_detections_show_what_is_sure_enough_and_the_truth_dashed():
     assert [text.get_text() for text in first.texts] == ['disc 0.90']
     assert (first.get_images()[0].get_array() == pictures[0].rgb).all()
     assert [axis.get_title() for axis in figure.axes] == ['a.png', 'a.png'] and not second.texts
-    assert first.get_xlim() == (-0.5, 39.5) and first.get_ylim() == (31.5, -0.5)     # the image, and no more
+    assert first.get_xlim() == (0, 40) and first.get_ylim() == (32, 0)     # the image, and no more

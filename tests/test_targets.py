@@ -27,7 +27,7 @@ def test_every_table_and_figure_is_a_target():
 @pytest.mark.parametrize('target', TARGETS.values(), ids=TARGETS)
 def test_a_targets_notebook_is_there_and_takes_what_every_target_is_given(target):
     known = papermill.inspect_notebook(str(NOTEBOOKS / f'{target.notebook}.ipynb'))
-    assert {'profile', 'data', 'results_dir', 'epochs', *target.parameters} <= set(known)
+    assert {'profile', 'data', 'results_dir', 'settings', *target.parameters} <= set(known)
     if len(target.groups) > 1:
         assert 'group' in known
 
@@ -70,9 +70,10 @@ def test_a_targets_runs_by_hand():
         'method': ['retinanet-teacher-s0', 'retinanet-baseline-s0']}
     of_fig4 = TARGETS['fig4'].runs('mini', {})
     assert len(of_fig4) == 7 and of_fig4[3] == Run.of('reppoints-amd', 'mini')     # phi = 1.0
-    assert TARGETS['table1'].runs('mini', {'seeds': '0 1', 'epochs': '2'}) == table_runs(
+    assert TARGETS['table1'].runs('mini', {'seeds': '0 1', 'settings': 'epochs=2'}) == table_runs(
         'table1', 'mini', None, '0 1', {'epochs': 2})
-    assert {run.epochs for run in TARGETS['method'].runs('mini', {'epochs': '2', 'jobs': '3', 'force': 'True'})} == {2}
+    given = {'settings': 'epochs=2', 'jobs': '3', 'force': 'True'}
+    assert {run.epochs for run in TARGETS['method'].runs('mini', given)} == {2}
 
 
 # ---- reproduce --------------------------------------------------------------------------------------------------
@@ -123,7 +124,7 @@ def make(dataset, tmp_path):
 
 
 def test_several_targets_are_one_batch_and_shared_rows_one_run(workshop, make, tmp_path):
-    said = make(['table1', 'table2', 'table5'], {'jobs': '3', 'device': 'cpu', 'epochs': '2', 'seeds': '0'})
+    said = make(['table1', 'table2', 'table5'], {'jobs': '3', 'device': 'cpu', 'settings': 'epochs=2', 'seeds': '0'})
     (one,) = workshop.batches
     assert (one['jobs'], one['device'], one['force'], one['results_dir']) == (3, 'cpu', False, tmp_path)
     started = batch.with_teachers(one['runs'])
@@ -199,10 +200,10 @@ def test_a_failed_notebook_does_not_stop_the_others(workshop, make):
         make(['table2'])
 
 
-@pytest.mark.parametrize('given', [{'epoch': '1'}, {'epochs': '1', 'phi': '0.7'}])
+@pytest.mark.parametrize('given', [{'epoch': '1'}, {'settings': 'epochs=1', 'phi': '0.7'}])
 def test_a_parameter_that_no_notebook_has_is_refused_before_anything_starts(workshop, make, given):
     name = list(given)[-1]
-    with pytest.raises(NotebookError, match=f"has no parameter '{name}'; it has: .*epochs"):
+    with pytest.raises(NotebookError, match=f"has no parameter '{name}'; it has: .*settings"):
         make(['table1', 'table2'], given)
     assert workshop.batches == workshop.executed == []
 
@@ -288,5 +289,5 @@ def test_status_tells_whether_a_targets_notebook_was_executed_failed_or_is_older
 
 def test_status_follows_what_is_given(standing, told):
     standing(teacher=done(50))
-    lines = told('fig1', given={'group': 'faster_rcnn', 'epochs': '2'})
+    lines = told('fig1', given={'group': 'faster_rcnn', 'settings': 'epochs=2'})
     assert lines[0].split()[:2] == ['faster_rcnn-teacher+epochs=2-s0', 'missing']
