@@ -201,9 +201,10 @@ def _found(table: Table, rows: pd.DataFrame, group: Group) -> list[str]:
     lines = [f'{group.student_label}: differences in mAP to *{reference.label}* ({reference.ours:.1f}): {ranked}.']
     if {'amd-allmasked', 'baseline'} <= set(rows.index):
         gain = rows.loc['amd-allmasked', 'ours'] - rows.loc['baseline', 'ours']
-        differs = 'what starting from the teacher\'s neck and head brings' if group.one_stage else 'chance alone'
-        lines.append('*everything masked* is a control in which the student gets no gradient from the distillation: '
-                     f'its difference to the baseline ({gain:+.1f} mAP) is {differs}.')
+        started = ("a start from the teacher's neck and head, chance, and" if group.one_stage else 'chance and')
+        lines.append('*everything masked* is a control: the student gets no gradient from the distillation, so its '
+                     f"difference from the baseline ({gain:+.1f} mAP) does not come from the teacher's features. What "
+                     f'is left: {started} gradient clipping, which counts the gradients of the generation block too.')
     return lines
 
 
