@@ -11,12 +11,15 @@ SETUP   := $(VENV)/.setup-done
 # unset variables are passed on as nothing, so that every default is written once, in the notebook or in amdlib
 RUN     := $(PY) -m amdlib
 WHERE    = --profile $(PROFILE) $(if $(DATA),--data "$(DATA)")
+# settings of every run, quoted as in a shell: 'backbone=a folder/r18.pth'
+pair     = $(if $(2),'$(1)=$(2)')
+OWN      = $(call pair,epochs,$(filter-out 0,$(EPOCHS))) $(call pair,backbone,$(BACKBONE)) \
+           $(call pair,teacher_backbone,$(TEACHER_BACKBONE)) $(call pair,teacher_checkpoint,$(TEACHER))
 # a parameter of the notebook, where the variable has a value
 set      = $(if $(2),--set "$(1)=$(2)")
-SET      = $(call set,group,$(GROUP)) $(call set,seeds,$(strip $(SEEDS))) $(call set,epochs,$(EPOCHS)) \
+SET      = $(call set,group,$(GROUP)) $(call set,seeds,$(strip $(SEEDS))) $(call set,values,$(strip $(PHI))) \
            $(call set,device,$(DEVICE)) $(call set,jobs,$(JOBS)) $(call set,force,$(if $(filter-out 0,$(FORCE)),True)) \
-           $(call set,backbone,$(BACKBONE)) $(call set,teacher_backbone,$(TEACHER_BACKBONE)) \
-           $(call set,teacher_checkpoint,$(TEACHER)) $(call set,values,$(strip $(PHI)))
+           $(call set,settings,$(strip $(OWN) $(SETTINGS)))
 
 # reproduce-fig4 -> fig4; the command line takes the rest
 REPRODUCE = @$(RUN) reproduce $(@:reproduce-%=%) $(WHERE) $(SET)
@@ -44,6 +47,7 @@ help:  ## this text
 #? BACKBONE weight file for the students' backbones (small, paper); default: from scratch, in paper as mmdet has it
 #? TEACHER_BACKBONE the same for the teacher
 #? TEACHER weight file of a whole teacher detector, instead of training one; with one GROUP
+#? SETTINGS other settings of every run, such as "batch_size=8 amp=True" (make list tells more)
 #? PYTHON interpreter for make setup, 3.11 or newer; default: python3
 #? PUBLIC folder of the public code, for make goldens (see tests/goldens/)
 #? VENV folder of the virtual environment; default: .venv

@@ -14,6 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NEEDED = {'torch': 'torch', 'torchvision': 'torchvision', 'mmcv': 'mmcv-lite', 'mmengine': 'mmengine', 'mmdet': 'mmdet',
           'pycocotools': 'pycocotools', 'cv2': 'opencv-python-headless', 'pandas': 'pandas', 'matplotlib': 'matplotlib',
           'papermill': 'papermill', 'jupyterlab': 'jupyterlab', 'ipykernel': 'ipykernel', 'tabulate': 'tabulate',
+          'ipywidgets': 'ipywidgets', 'nbconvert': 'nbconvert', 'latex2mathml': 'latex2mathml',
           'pkg_resources': 'setuptools'}  # mmengine reads mmdet:: configs through it; setuptools >= 81 has it no more
 
 
@@ -101,7 +102,8 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument('name', nargs='?', default='table1', help='table1 (default) to table6')
     table.add_argument('--group', help='only this group')
     table.add_argument('--seeds', default='0', help='comma-separated; default 0')
-    table.add_argument('--epochs', type=int, help='of runs made with EPOCHS=')
+    table.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', dest='settings',
+                       help='a setting that its runs were made with, such as epochs=2')
     export = add('export', _export, 'write the detector of a finished run as files for stock mmdet', where)
     export.add_argument('run', help="name of the run's folder, such as retinanet-amd-s0, or the folder")
     export.add_argument('--output', metavar='DIR', help="default: export/ in the run's folder")
@@ -126,7 +128,8 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument('option', help="an argument of the method's loss, such as phi, temperature or mask_ratio")
     sweep.add_argument('values', nargs='+')
     sweep.add_argument('--seeds', default='0', help='comma-separated; default 0')
-    sweep.add_argument('--epochs', type=int, help="instead of the profile's own schedule")
+    sweep.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', dest='settings',
+                       help='another setting of every run, such as epochs=2')
     sweep.add_argument('--jobs', type=int, help='runs at once; default: one a GPU, or one a core (four at most)')
     sweep.add_argument('--device', help='cpu, cuda or cuda:N; default: a GPU where there is one')
     status = add('status', _status, 'say which runs are done, running, failed, stale or missing, and why', where,
@@ -244,8 +247,9 @@ def _data(arguments) -> None:
 
 def _table(arguments) -> None:
     from amdlib import results, tables
-    from amdlib.experiments import table_runs
-    runs = table_runs(arguments.name, arguments.profile, arguments.group, arguments.seeds, {'epochs': arguments.epochs})
+    from amdlib.experiments import read_settings, table_runs
+    runs = table_runs(arguments.name, arguments.profile, arguments.group, arguments.seeds,
+                      read_settings(arguments.settings))
     cells = tables.tidy(arguments.name, results.collect(runs, _prepare(arguments, _to_stderr), arguments.results))
     for group in cells.group.unique():
         print(f'\n{group}\n{tables.wide(cells, group).to_markdown(index=False, disable_numparse=True)}')
@@ -253,11 +257,13 @@ def _table(arguments) -> None:
 
 def _given(arguments) -> dict[str, str]:
     """What --set gives, files and folders as absolute paths: a notebook runs in a folder of its own."""
-    from amdlib.experiments import read_settings
+    from amdlib.experiments import FILE_SETTINGS, read_settings, write_settings
     given = read_settings(arguments.settings)
-    for name in ('backbone', 'teacher_backbone', 'teacher_checkpoint'):
-        if given.get(name):
-            given[name] = str(Path(given[name]).resolve())
+    if given.get('settings'):
+        files = {name for names in FILE_SETTINGS.values() for name in names}
+        given['settings'] = write_settings({
+            key: Path(value).resolve() if key in files else value
+            for key, value in read_settings(given['settings']).items()})
     if arguments.data:
         arguments.data = str(Path(arguments.data).resolve())
     arguments.results = arguments.results.resolve()
@@ -296,7 +302,7 @@ def _sweep(arguments) -> None:
     from amdlib import batch, experiments, results, tables
     dataset = _prepare(arguments)
     runs = experiments.sweep_runs(arguments.row, arguments.option, ' '.join(arguments.values), arguments.profile,
-                                  arguments.seeds, {'epochs': arguments.epochs})
+                                  arguments.seeds, experiments.read_settings(arguments.settings))
     arguments.results = arguments.results.resolve()
     place = results.folder(arguments.profile, dataset, arguments.results) / f'sweep_{arguments.option}'
     batch.run_missing([], dataset, arguments.data and Path(arguments.data).resolve(), jobs=arguments.jobs,

@@ -12,7 +12,7 @@ import inspect
 import math
 import shlex
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -627,25 +627,34 @@ def describe_lr(run: Run, given: float, used: float) -> str:
 
 
 def table_runs(table: str, profile: str, group: str | None = None, seeds: str = '0',
-               settings: dict | None = None) -> list[Run]:
+               settings: str | dict = '') -> list[Run]:
     """The runs behind a table: its rows in every group (or in one) with every seed; teachers have seed 0 only.
 
     Args:
         seeds: '0,1,2' or '0 1 2'.
-        settings: recipe and file settings; each row takes those that it has (`teacher_backbone` is a teacher's
-            `backbone`), empty ones do not count.
-    Errors: SettingError for an unknown table or group, or seeds that are no numbers.
+        settings: recipe and file settings, a dict or as text ('epochs=2 amp=True'); each row takes those that it has
+            (`teacher_backbone` is a teacher's `backbone`).
+    Errors: SettingError for an unknown table, group or setting, or seeds that are no numbers.
     """
     table = find_table(table)
     if group and group not in table.groups:
         raise SettingError(f'{table.name} has no group {group!r}; expected one of: {", ".join(table.groups)}')
-    numbers, given = _seeds(seeds), {key: value for key, value in (settings or {}).items() if value}
-    return [Run.of(row, profile, seed, _own(row, given)) for row in table.rows(group)
+    numbers = _seeds(seeds)
+    return [Run.of(row, profile, seed, _own(row, settings)) for row in table.rows(group)
             for seed in ([0] if row.is_teacher else numbers)]
 
 
+def row_runs(group: str, names: Iterable[str], profile: str, seed: int = 0, settings: str | dict = '') -> list[Run]:
+    """Rows of one group by their names in it ('teacher', 'amd'), with the settings of a table; teachers have seed 0.
+
+    Errors: SettingError for an unknown row or setting.
+    """
+    rows = [find_row(f'{group}-{name}') for name in names]
+    return [Run.of(row, profile, 0 if row.is_teacher else seed, _own(row, settings)) for row in rows]
+
+
 def sweep_runs(row: str, option: str, values: str, profile: str, seeds: str = '0',
-               settings: dict | None = None) -> list[Run]:
+               settings: str | dict = '') -> list[Run]:
     """One row with several values of one of its method's options, such as '0.5 0.7 1.0' of phi.
 
     Errors: SettingError for an unknown row or option, or values that are not of its kind.
@@ -653,7 +662,7 @@ def sweep_runs(row: str, option: str, values: str, profile: str, seeds: str = '0
     row, words = find_row(row), str(values).replace(',', ' ').split()
     if not words:
         raise SettingError(f'no values of {option} given: expected some, such as 0.5 1.0')
-    own = _own(row, {key: value for key, value in (settings or {}).items() if value})
+    own = _own(row, settings)
     runs = [Run.of(row, profile, seed, {**own, option: word}) for word in words for seed in _seeds(seeds)]
     return list(dict.fromkeys(runs))
 
@@ -684,8 +693,9 @@ def _seeds(seeds: str) -> list[int]:
     return numbers
 
 
-def _own(row: Row, given: dict) -> dict:
+def _own(row: Row, settings: str | dict) -> dict:
     """Of settings for a whole table those that concern this row, by the row's names for them."""
+    given = read_settings(settings) if isinstance(settings, str) else settings
     known = (*RECIPE_SETTINGS, *TEACHER_PASS_SETTINGS, *FILE_SETTINGS['method'])
     if unknown := [key for key in given if key not in known]:
         raise SettingError(f'a table has no setting {unknown[0]!r}; it has: {", ".join(known)}')

@@ -339,7 +339,7 @@ def detections(pictures: Sequence[Picture], found: Sequence[list[dict]], score: 
         figure, axes = plt.subplots(1, len(pictures), figsize=(2.4 * len(pictures), 2.6), squeeze=False,
                                     layout='constrained')
         for axis, picture, own in zip(axes[0], pictures, found, strict=True):
-            axis.imshow(picture.rgb)
+            _image(axis, picture)
             for x1, y1, x2, y2 in picture.boxes_xyxy_px.tolist():
                 axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor='white', linewidth=2))
                 axis.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor='black', linestyle='--'))

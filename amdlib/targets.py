@@ -8,11 +8,10 @@ from pathlib import Path
 
 from amdlib import batch, notebooks, results
 from amdlib.data import Dataset
-from amdlib.experiments import FILE_SETTINGS, GROUPS, TABLES, Run, SettingError, sweep_runs, table_runs
+from amdlib.experiments import GROUPS, TABLES, Run, SettingError, row_runs, sweep_runs, table_runs
 
 NOTEBOOKS = results.ROOT / 'notebooks'
 PHI = '0.5 0.7 0.9 1.0 1.1 1.3 1.5'     # method.md: A has mean 1, so the sweep belongs around 1
-_OF_RUNS = ('epochs', *FILE_SETTINGS['method'])
 
 
 class TargetError(RuntimeError):
@@ -37,24 +36,26 @@ class Target:
 
 def _of_table(name: str) -> Callable[[str, dict], list[Run]]:
     return lambda profile, given: table_runs(name, profile, given.get('group'), given.get('seeds') or '0',
-                                             _settings(given))
+                                             given.get('settings', ''))
 
 
 def _of_rows(*names: str) -> Callable[[str, dict], list[Run]]:
     """The rows of one group: given['group'] or RetinaNet."""
-    def runs(profile: str, given: dict) -> list[Run]:
-        found = table_runs('table1', profile, given.get('group') or 'retinanet', '0', _settings(given))
-        return [run for run in found if run.row.name in names]
-    return runs
+    return lambda profile, given: row_runs(
+        given.get('group') or 'retinanet', dict.fromkeys([*names, *filter(None, [given.get('row')])]), profile,
+        _number('seed', given) or 0, given.get('settings', ''))
 
 
 def _of_sweep(profile: str, given: dict) -> list[Run]:
     return sweep_runs(f'{given.get("group") or "reppoints"}-amd', 'phi', given.get('values') or PHI, profile,
-                      given.get('seeds') or '0', _settings(given))
+                      given.get('seeds') or '0', given.get('settings', ''))
 
 
-def _settings(given: dict) -> dict:
-    return {key: given[key] for key in _OF_RUNS if given.get(key)}
+def _number(name: str, given: dict) -> int | None:
+    text = str(given.get(name) or '0')
+    if not text.isdigit():
+        raise SettingError(f'{name}={text}: expected a number')
+    return int(text) or None
 
 
 _ABLATIONS = ('table2', 'table3', 'table4')      # one notebook tells all three
@@ -92,11 +93,7 @@ def reproduce(targets: list[Target], profile: str, dataset: Dataset, data: Path 
     Errors: NotebookError for a parameter that no notebook has, before anything starts; BatchError or TargetError at
         the end, naming what failed; nothing that could be made is left out.
     """
-    known = {target: notebooks.check(NOTEBOOKS / f'{target.notebook}.ipynb', target.parameters) for target in targets}
-    for name in given:
-        if not any(name in parameters for parameters in known.values()):
-            (fewest, *_) = sorted(targets, key=lambda target: len(known[target]))
-            notebooks.check(NOTEBOOKS / f'{fewest.notebook}.ipynb', [name])
+    known = _parameters(targets, given)
     place = results.folder(profile, dataset, results_dir)
     trained, failed = {target: target.runs(profile, given) for target in targets}, []
     if len(targets) > 1:  # one batch keeps every core or card busy; a single notebook trains what it lacks itself
@@ -104,7 +101,7 @@ def reproduce(targets: list[Target], profile: str, dataset: Dataset, data: Path 
             executed = {run: path for target, runs in trained.items() for run, path in
                         target.executed(runs, place).items()}
             batch.run_missing([run for runs in trained.values() for run in runs], dataset, data,
-                              jobs=int(given.get('jobs') or 0) or None, force=given.get('force') == 'True',
+                              jobs=_number('jobs', given), force=given.get('force') in ('True', '1'),
                               device=given.get('device') or None, results_dir=results_dir, executed=executed, say=say)
         except batch.BatchError as error:
             failed.append(str(error))
@@ -126,8 +123,18 @@ def reproduce(targets: list[Target], profile: str, dataset: Dataset, data: Path 
         raise TargetError('\n'.join(failed))
 
 
+def _parameters(targets: list[Target], given: Iterable[str]) -> dict[Target, dict]:
+    """The parameters of each target's notebook; NotebookError where none has one of those given."""
+    known = {target: notebooks.check(NOTEBOOKS / f'{target.notebook}.ipynb', target.parameters) for target in targets}
+    for name in given:
+        if not any(name in parameters for parameters in known.values()):
+            notebooks.check(NOTEBOOKS / f'{targets[0].notebook}.ipynb', [name])
+    return known
+
+
 def status(targets: list[Target], profile: str, dataset: Dataset, results_dir: Path, given: dict, say=print) -> None:
     """Print every run that the targets need with its state and why, then how far each target is."""
+    _parameters(targets, given)
     place = results.folder(profile, dataset, results_dir)
     wanted = {target: target.runs(profile, given) for target in targets}
     runs = batch.with_teachers(run for runs in wanted.values() for run in runs)

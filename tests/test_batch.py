@@ -1,31 +1,46 @@
 """batch.py: order, bound, failures, cards and interrupts of many runs; a script stands in for the child that trains."""
 import json
 import os
+import platform
 import signal
 import sys
 import time
 from pathlib import Path
 
+import nbformat
+import papermill
 import pytest
 import torch
 
-from amdlib import batch, results
+from amdlib import batch, notebooks, results
 from amdlib.batch import BatchError, default_jobs, run_missing, with_teachers
-from amdlib.experiments import Run, table_runs
+from amdlib.experiments import Run, read_settings, sweep_runs, table_runs
+from amdlib.notebooks import NotebookError
 from amdlib.results import State
 
-# knows its run by the folder of the console.log that it writes to
+# knows its run by the log that it writes to: <run>/console.log or, of a notebook, <run>.log
 CHILD = """#!/bin/sh
-place=$(dirname "$(readlink /proc/$$/fd/1)")
-name=$(basename "$place")
+log=$(readlink /proc/$$/fd/1)
+case "$log" in
+    */console.log) place=$(dirname "$log"); name=$(basename "$place"); notebook= ;;
+    *) name=$(basename "$log" .log); place=$RUNS/$name; notebook=${log%.log}.ipynb; mkdir -p "$place" ;;
+esac
 echo "$$" > "$place/pid"
+echo "$MASTER_PORT" > "$place/port"
 printf '%s\\n' "$@" > "$place/arguments"
 echo "start $name $CUDA_VISIBLE_DEVICES" >> "$EVENTS"
 for failing in $FAILING; do
     if [ "$failing" = "$name" ]; then echo "boom"; echo "end $name" >> "$EVENTS"; exit 3; fi
 done
+if [ "$HANGING" = "$name" ]; then
+    echo '{"phase": "train", "step": 3, "steps": 9, "pid": '$$', "host": "'$(uname -n)'"}' > "$place/progress.json"
+    exec sleep 600
+fi
 sleep "$CHILD_S"
-echo '{"numbers": {"mAP": 12.34}, "wall_s": 61}' > "$place/record.json"
+if [ -z "$notebook" ] || [ ! -f "$place/record.json" ]; then   # a notebook only shows what is done
+    echo '{"numbers": {"mAP": 12.34}, "wall_s": 61}' > "$place/record.json"
+fi
+if [ "$notebook" ]; then echo '{}' > "$notebook"; fi
 echo "end $name" >> "$EVENTS"
 """
 
@@ -63,13 +78,16 @@ def children(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, 'executable', str(script))
     monkeypatch.setattr(batch, 'POLL_S', 0.01)
     monkeypatch.setenv('EVENTS', str(tmp_path / 'events'))
+    monkeypatch.setenv('RUNS', str(tmp_path / 'results' / 'mini' / 'runs'))
     monkeypatch.setenv('FAILING', '')
+    monkeypatch.setenv('HANGING', '')
     monkeypatch.setenv('CHILD_S', '0.15')
     monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
 
     def state(run, dataset, results_dir):
-        record = results.run_folder(run, dataset, results_dir) / 'record.json'
-        return State('done', '', json.loads(record.read_text())) if record.exists() else State('missing', 'never run')
+        place = results.run_folder(run, dataset, results_dir)
+        record = place / 'record.json'
+        return State('done', '', json.loads(record.read_text())) if record.exists() else results._unfinished(place)
     monkeypatch.setattr(batch.results, 'state', state)
     return Children(tmp_path, monkeypatch)
 
@@ -88,9 +106,11 @@ def go(dataset, tmp_path):
 
 
 def _done(run, dataset, tmp_path):
+    """Leaves its record; returns the record's file."""
     place = results.run_folder(run, dataset, tmp_path / 'results')
     place.mkdir(parents=True)
     (place / 'record.json').write_text('{"numbers": {"mAP": 50.0}, "wall_s": 1}')
+    return place / 'record.json'
 
 
 # ---- order and bound --------------------------------------------------------------------------------------------
@@ -173,7 +193,7 @@ def test_a_killed_run_is_said_to_go_on(children, go, monkeypatch):
 
 def test_the_child_gets_the_whole_run_as_the_command_line_takes_it(children, go, dataset, tmp_path):
     """Parsed by the command line's own parser and made a run again, it is the same run."""
-    from amdlib.__main__ import _pairs, _parser
+    from amdlib.__main__ import _parser
     run = Run.of('retinanet-amd', 'mini', 3, {'phi': 0.7, 'spatial': 'random', 'epochs': 2, 'amp': 'bf16', 'gpus': 2,
                                               'compile_teacher': True})
     _done(run.teacher(), dataset, tmp_path)
@@ -181,9 +201,95 @@ def test_the_child_gets_the_whole_run_as_the_command_line_takes_it(children, go,
     words = (results.run_folder(run, dataset, tmp_path / 'results') / 'arguments').read_text().splitlines()
     assert words[:2] == ['-m', 'amdlib']
     parsed = _parser().parse_args(words[2:])
-    assert Run.of(parsed.row, parsed.profile, parsed.seed, _pairs(parsed.settings)) == run
+    assert Run.of(parsed.row, parsed.profile, parsed.seed, read_settings(parsed.settings)) == run
     assert (parsed.data, parsed.device, parsed.results) == ('a folder/with space', 'cpu', tmp_path / 'results')
     assert not parsed.force and parsed.workers == 3
+
+
+# ---- runs that a notebook makes ---------------------------------------------------------------------------------
+
+@pytest.fixture
+def swept(tmp_path):
+    """Runs of a sweep, each with the place of its executed notebook."""
+    place = tmp_path / 'results' / 'mini' / 'sweep_phi'
+    runs = sweep_runs('retinanet-amd', 'phi', '0.7 1.0', 'mini', '3', {'epochs': 2})
+    return {run: place / f'{run.id}.ipynb' for run in runs}
+
+
+def test_a_run_with_a_notebook_is_made_by_it_as_the_command_line_takes_it(children, go, dataset, tmp_path, swept):
+    """Parsed by the command line's own parser, and its text made values as papermill gets them, it is the same run."""
+    from amdlib.__main__ import _parser
+    said = go([], executed=swept, data='a folder/with space', device='cpu')
+    changed, plain = swept
+    teacher = changed.teacher()
+    assert children.started()[0] == teacher.id and set(children.started()) == {teacher.id, changed.id, plain.id}
+    assert said[-1].startswith('[3/3] ')
+    defaults = papermill.inspect_notebook(str(batch.EXPERIMENT))
+    for run, notebook in swept.items():
+        place = results.run_folder(run, dataset, tmp_path / 'results')
+        words = (place / 'arguments').read_text().splitlines()
+        assert words[:2] == ['-m', 'amdlib']
+        parsed = _parser().parse_args(words[2:])
+        assert (parsed.command, parsed.name, Path(parsed.output)) == ('notebook', 'experiment', notebook)
+        assert (parsed.profile, parsed.data, parsed.device, parsed.results) == (
+            'mini', 'a folder/with space', 'cpu', tmp_path / 'results')
+        given = {name: notebooks._literal(text, defaults[name]['default'])
+                 for name, text in read_settings(parsed.settings).items()}
+        assert Run.of(given['row'], 'mini', given['seed'], read_settings(given['settings'])) == run
+        assert given['force'] is False
+        assert notebook.with_suffix('.log').is_file() and not (place / 'console.log').exists()
+    of_teacher = results.run_folder(teacher, dataset, tmp_path / 'results')
+    assert (of_teacher / 'arguments').read_text().splitlines()[2] == 'run' and (of_teacher / 'console.log').is_file()
+
+
+def test_a_run_is_executed_once_for_a_table_and_a_sweep_together(children, go, swept):
+    go(list(swept), executed=swept)
+    assert len(children.started()) == 3 and all(notebook.is_file() for notebook in swept.values())
+
+
+def test_what_is_done_is_only_executed_where_it_is_not_shown_yet(children, go, dataset, tmp_path, swept):
+    changed, plain = swept
+    for run in (changed.teacher(), changed):
+        record = _done(run, dataset, tmp_path)
+    before = record.stat().st_mtime_ns
+    said = go([], executed={changed: swept[changed]})
+    assert children.started() == [changed.id] and said[0] == '1 of 2 runs are done, 1 to do, 2 at once'
+    assert record.stat().st_mtime_ns == before and said[-1].endswith('50.0 mAP in 0:01')
+    assert go([], executed={changed: swept[changed]}) == ['2 of 2 runs are done, 0 to do, 2 at once']
+    later = swept[changed].stat().st_mtime + 1      # trained anew since
+    os.utime(record, (later, later))
+    go([], executed={changed: swept[changed]})
+    assert children.started() == [changed.id] * 2
+    assert go([changed])[0].startswith('2 of 2 runs are done')      # a table does not need the notebook
+
+
+def test_force_reaches_the_notebook(children, go, dataset, tmp_path, swept):
+    (changed, notebook), *_ = swept.items()
+    for run in (changed.teacher(), changed):
+        _done(run, dataset, tmp_path)
+    go([], executed={changed: notebook}, force=True)
+    words = (results.run_folder(changed, dataset, tmp_path / 'results') / 'arguments').read_text().splitlines()
+    assert 'force=True' in words and '--force' not in words     # the latter is no flag of `notebook`
+
+
+def test_a_failing_notebook_is_named_with_its_own_log(children, go, swept):
+    (changed, notebook), (plain, _) = swept.items()
+    children.fail(changed.id)
+    with pytest.raises(BatchError) as told:
+        go([], executed=swept)
+    assert f'{changed.id}: exit 3, missing (never run); log: {notebook.with_suffix(".log")}' in str(told.value)
+    assert plain.id in children.started() and not notebook.exists()
+
+
+def test_a_changed_experiment_notebook_is_noticed_before_anything_starts(children, go, swept, tmp_path, monkeypatch):
+    book = nbformat.v4.new_notebook(metadata={'kernelspec': {
+        'name': 'python3', 'display_name': 'Python 3', 'language': 'python'}})
+    book.cells = [nbformat.v4.new_code_cell('row = 1\nseed = 2', metadata={'tags': ['parameters']})]
+    nbformat.write(book, tmp_path / 'experiment.ipynb')
+    monkeypatch.setattr(batch, 'EXPERIMENT', tmp_path / 'experiment.ipynb')
+    with pytest.raises(NotebookError, match="experiment has no parameter 'settings', 'force'"):
+        go([], executed=swept)
+    assert children.started() == []
 
 
 # ---- failures ---------------------------------------------------------------------------------------------------
@@ -216,6 +322,29 @@ def test_a_child_that_ends_well_without_a_record_has_failed(children, go, monkey
     monkeypatch.setattr(batch.results, 'state', lambda *_: State('missing', 'never run'))
     with pytest.raises(BatchError, match='exit 0, missing'):
         go([Run.of('retinanet-baseline', 'mini')])
+
+
+def test_a_killed_child_leaves_the_others_unharmed_and_the_next_call_makes_it_alone(children, go, monkeypatch, dataset,
+                                                                                    tmp_path):
+    runs = [Run.of('retinanet-baseline', 'mini', seed) for seed in range(4)]
+    places = [results.run_folder(run, dataset, tmp_path / 'results') for run in runs]
+    monkeypatch.setenv('HANGING', runs[1].id)
+
+    def kill_the_hanging(self):
+        if runs[1] in self.running and results.read_progress(places[1]):
+            os.kill(self.running[runs[1]].process.pid, signal.SIGKILL)
+    with monkeypatch.context() as patch, pytest.raises(BatchError) as told:
+        patch.setattr(batch._Batch, '_print_progress', kill_the_hanging)
+        go(runs)
+    assert str(told.value) == (f'1 of 4 runs failed:\n  {runs[1].id}: exit -9, failed (killed at step 3 of 9); '
+                               f'log: {places[1] / "console.log"}')
+    assert [(place / 'record.json').is_file() for place in places] == [True, False, True, True]
+    monkeypatch.setenv('HANGING', '')
+    children.events_file.write_text('')
+    said = go(runs)
+    assert said[:2] == [f'{runs[1].id} is failed (killed at step 3 of 9): it is run again',
+                        '3 of 4 runs are done, 1 to do, 2 at once']
+    assert children.started() == [runs[1].id] and (places[1] / 'record.json').is_file()
 
 
 def _alive(group: int) -> list[str]:
@@ -307,9 +436,9 @@ def test_cards_are_left_alone_where_there_is_one_or_the_user_chose(children, go,
 def test_children_share_the_cores(dataset, monkeypatch, tmp_path):
     monkeypatch.setattr(os, 'sched_getaffinity', lambda _: set(range(8)))
     for jobs, threads in ((1, '8'), (3, '2'), (16, '1')):
-        one = batch._Batch([], 0, dataset, None, jobs, False, None, tmp_path, 20, print)
+        one = batch._Batch([], 0, dataset, None, jobs, False, None, tmp_path, {}, 20, print)
         assert one._environment(0)['OMP_NUM_THREADS'] == threads
-    one = batch._Batch([], 0, dataset, None, 2, False, None, tmp_path, 20, print)
+    one = batch._Batch([], 0, dataset, None, 2, False, None, tmp_path, {}, 20, print)
     assert one._environment(0, gpus=2)['OMP_NUM_THREADS'] == '2'
 
 
@@ -320,8 +449,16 @@ def test_children_find_published_weights_as_their_parent_does(dataset, monkeypat
     monkeypatch.setenv('AMD_WEIGHTS', 'w')
     monkeypatch.setenv('AMD_MIRRORS', 'https://there')
     monkeypatch.setenv('AMD_TEACHER_CHECK', '0')
-    env = batch._Batch([], 0, dataset, None, 1, False, None, tmp_path, 20, print)._environment(0)
+    env = batch._Batch([], 0, dataset, None, 1, False, None, tmp_path, {}, 20, print)._environment(0)
     assert (env['AMD_WEIGHTS'], env['AMD_MIRRORS'], env['AMD_TEACHER_CHECK']) == (f'{tmp_path}/w', 'https://there', '0')
+
+
+def test_each_child_has_a_port_of_its_own(children, go, dataset, tmp_path):
+    """Two distributed runs on one machine would otherwise both ask for torch's default port."""
+    runs = [Run.of('retinanet-baseline', 'mini', seed) for seed in range(3)]
+    go(runs, jobs=3)
+    ports = [int((results.run_folder(run, dataset, tmp_path / 'results') / 'port').read_text()) for run in runs]
+    assert len(set(ports)) == 3 and all(1024 <= port < 65536 for port in ports)
 
 
 # ---- progress ---------------------------------------------------------------------------------------------------
@@ -332,7 +469,7 @@ def test_progress_tells_every_running_runs_step(children, go, dataset, tmp_path,
     place = results.run_folder(run, dataset, tmp_path / 'results')
     place.mkdir(parents=True)
     results.write_json(place / 'progress.json', {'phase': 'train', 'step': 30, 'steps': 120, 's_per_step': 0.5,
-                                                 'left_s': 45})
+                                                 'left_s': 45, 'pid': os.getpid(), 'host': platform.node()})
     said = go([run], line_every_s=0.1)
     assert any(line.startswith('[0/1] 0:00  retinanet-baseline-s0 train 30/120, 2.0 steps/s, 0:45 left')
                for line in said)

@@ -17,8 +17,9 @@ from amdlib import experiments, zoo
 from amdlib.amd import AMDLoss
 from amdlib.data import Dataset
 from amdlib.distill import METHODS
-from amdlib.experiments import (GROUPS, PROFILES, ROWS, Run, SettingError, config, describe_lr, find_profile,
-                                find_row, scale_weights, shorter, table_runs)
+from amdlib.experiments import (GROUPS, PROFILES, ROWS, TABLES, Run, SettingError, config, describe_lr,
+                                find_profile, find_row, find_table, read_settings, scale_weights, shorter, sweep_runs, table_runs,
+                                write_settings)
 from amdlib.losses import FGDLoss, FKDLoss, MGDLoss
 
 ROOT = Path(__file__).parents[1]
@@ -50,16 +51,99 @@ def resize_scales(cfg):
 
 # ---- rows -------------------------------------------------------------------------------------------------------
 
-def test_the_rows_are_table_1():
+PRINTED = pd.read_csv(ROOT / 'data' / 'paper_tables.csv', keep_default_na=False)
+COMPARED = ('teacher', 'baseline', 'fkd', 'fgd', 'mgd', 'amd')
+ARMS = ('amd-channel', 'amd-mask', 'amd-unmasked', 'amd-allmasked')
+CHOICES = ['spatial', 'channel', 'generation', 'channel_position']   # columns of the paper's tables, options of AMDLoss
+
+
+def loss_of(row):
+    return AMDLoss(16, 16, **row.options)
+
+
+def choices_of(row):
+    """What a row's loss does, read off the loss and not off the row."""
+    loss = loss_of(row)
+    return [loss.spatial, 'none' if loss.clue is None else 'se', loss.generation.kind, loss.channel_position]
+
+
+def printed_rows():
+    """Table, group, label, and the four choices of every line of the paper's tables."""
+    return [pytest.param(line, id=f'{line.table}-{line.group}-{line.row}') for line in PRINTED.itertuples()]
+
+
+def test_the_rows_are_those_of_the_papers_tables():
+    own = {'retinanet': ('amd-mbconv', 'amd-conv1'), 'reppoints': (), 'faster_rcnn': ('amd-within',)}
     assert list(ROWS) == [f'{group}-{row}' for group in ('retinanet', 'reppoints', 'faster_rcnn')
-                          for row in ('teacher', 'baseline', 'fkd', 'fgd', 'mgd', 'amd')]
+                          for row in (*COMPARED, *ARMS, *own[group])]
+    assert len(ROWS) == 33
     assert all(key == row.id for key, row in ROWS.items())
 
 
-def test_every_label_stands_in_the_papers_table_1():
-    table = pd.read_csv(ROOT / 'data' / 'paper_tables.csv')
-    printed = set(table[table.table == 'I'][['group', 'row']].itertuples(index=False, name=None))
-    assert printed == {(row.group.name, row.label) for row in ROWS.values() if not row.is_teacher}
+def test_the_tables_are_the_papers():
+    assert {name: (table.number, table.groups) for name, table in TABLES.items()} == {
+        'table1': ('I', ('retinanet', 'reppoints', 'faster_rcnn')), 'table2': ('II', ('retinanet',)),
+        'table3': ('III', ('reppoints',)), 'table4': ('IV', ('faster_rcnn',)), 'table5': ('V', ('retinanet',)),
+        'table6': ('VI', ('faster_rcnn',))}
+    for table in TABLES.values():
+        assert table.reference in dict(table.lines)     # what differences are taken to is a line of the table itself
+        assert set(table.metrics) <= set(PRINTED.columns)
+
+
+@pytest.mark.parametrize('line', printed_rows())
+def test_every_line_of_the_paper_is_one_row_that_does_what_its_columns_say(line):
+    (table,) = [table for table in TABLES.values() if table.number == line.table]
+    (row,) = [row for row in table.rows(line.group) if table.label(row) == line.row]
+    assert row.group.name == line.group
+    wanted = [getattr(line, choice) for choice in CHOICES]
+    if row.method == 'amd':
+        assert choices_of(row) == wanted
+    else:
+        assert wanted == [''] * 4
+
+
+def test_every_line_of_a_table_is_printed_in_the_paper_or_known_to_be_ours():
+    printed = set(PRINTED[['table', 'group', 'row']].itertuples(index=False, name=None))
+    ours = {(table.number, row.group.name, table.label(row)) for table in TABLES.values() for row in table.rows()}
+    assert printed <= ours
+    assert {(number, label) for number, _, label in ours - printed} == {
+        ('I', 'Teacher'), *((number, label) for number in ('II', 'III', 'IV')
+                            for label in ('baseline', 'nothing masked', 'everything masked'))}
+
+
+@pytest.mark.parametrize('table', ['table2', 'table3', 'table4'])
+def test_an_ablation_has_the_controls_without_and_with_everything_masked(table):
+    by_label = {TABLES[table].label(row): row for row in TABLES[table].rows()}
+    assert choices_of(by_label['nothing masked']) == ['none', 'se', 'conv2', 'after']
+    assert choices_of(by_label['everything masked']) == ['all', 'se', 'conv2', 'after']
+
+
+@pytest.mark.parametrize('group', GROUPS)
+def test_the_variants_of_amd_differ_from_it_in_one_choice_only(group):
+    full, changed = ROWS[f'{group}-amd'], {}
+    for row in [row for row in ROWS.values() if row.group.name == group and row.name.startswith('amd-')]:
+        assert row.method == 'amd'
+        changed[row.name] = [choice for choice, one, other in zip(CHOICES, choices_of(full), choices_of(row),
+                                                                  strict=True) if one != other]
+        loss, whole = loss_of(row), loss_of(full)
+        assert (loss.alpha, loss.temperature, loss.phi) == (whole.alpha, whole.temperature, whole.phi)
+        assert row.value('mask_ratio') == full.value('mask_ratio')
+    assert changed == {
+        'amd-channel': ['spatial'], 'amd-mask': ['channel'], 'amd-unmasked': ['spatial'], 'amd-allmasked': ['spatial'],
+        **{'retinanet': {'amd-mbconv': ['generation'], 'amd-conv1': ['generation']}, 'reppoints': {},
+           'faster_rcnn': {'amd-within': ['channel_position']}}[group]}
+
+
+def test_a_row_that_tables_share_is_one_run():
+    """Baselines and full methods of Tables II to VI are Table I's, so 41 lines need 33 runs."""
+    by_table = {name: table_runs(name, 'mini') for name in TABLES}
+    everything = [run for runs in by_table.values() for run in runs]
+    assert len(everything) == 18 + 3 * 6 + 3 + 2
+    assert len({run.id for run in everything}) == len(set(everything)) == len(ROWS) == 33
+    for shared, tables in (('retinanet-amd', ('table1', 'table2', 'table5')),
+                           ('faster_rcnn-amd', ('table1', 'table4', 'table6')),
+                           ('reppoints-baseline', ('table1', 'table3'))):
+        assert {name for name, runs in by_table.items() if Run.of(shared, 'mini') in runs} == set(tables)
 
 
 @needs_paper
@@ -295,6 +379,18 @@ def test_a_weight_given_as_a_setting_is_on_the_papers_scale_too(tiny):
     (lambda: table_runs('table1', 'mini', seeds='0,x'), ["'0,x'"]),
     (lambda: table_runs('table1', 'mini', seeds=' '), ['no seeds']),
     (lambda: table_runs('table1', 'mini', seeds='-1'), ['-1']),
+    (lambda: find_table('table7'), ["'table7'", *TABLES]),
+    (lambda: table_runs('table9', 'mini'), ["'table9'", *TABLES]),
+    (lambda: table_runs('table3', 'mini', 'retinanet'), ["table3 has no group 'retinanet'", 'reppoints']),
+    (lambda: table_runs('table1', 'mini', settings={'phi': 0.7}), ["'phi'", 'epochs', 'teacher_checkpoint']),
+    (lambda: sweep_runs('reppoints-adm', 'phi', '1', 'mini'), ["'reppoints-adm'", *ROWS]),
+    (lambda: sweep_runs('reppoints-amd', 'fi', '1', 'mini'), ["no setting 'fi'", 'phi', 'temperature']),
+    (lambda: sweep_runs('reppoints-baseline', 'phi', '1', 'mini'), ["reppoints-baseline has no setting 'phi'"]),
+    (lambda: sweep_runs('reppoints-amd', 'phi', ' , ', 'mini'), ['no values of phi given']),
+    (lambda: sweep_runs('reppoints-amd', 'phi', '0.5 much', 'mini'), ["phi='much'", 'float']),
+    (lambda: sweep_runs('reppoints-amd', 'mask_ratio', '0.5 2', 'mini'), ['reppoints-amd', 'mask_ratio', '2']),
+    (lambda: read_settings('phi'), ["'phi'", 'KEY=VALUE']),
+    (lambda: read_settings(['=3']), ["'=3'", 'KEY=VALUE']),
 ])
 def test_bad_input_is_refused_with_what_is_known(call, words):
     with pytest.raises(SettingError) as caught:
@@ -303,9 +399,42 @@ def test_bad_input_is_refused_with_what_is_known(call, words):
 
 
 def test_text_from_the_command_line_becomes_values():
-    run = Run.of('retinanet-amd', 'mini', 0, {'phi': '1', 'epochs': '3', 'amp': 'bf16', 'spatial': 'random'})
-    assert dict(run.settings) == {'phi': 1.0, 'epochs': 3, 'amp': 'bf16', 'spatial': 'random'}
+    run = Run.of('retinanet-amd', 'mini', 0, {'phi': '2', 'epochs': '3', 'amp': 'bf16', 'spatial': 'random'})
+    assert dict(run.settings) == {'phi': 2.0, 'epochs': 3, 'amp': 'bf16', 'spatial': 'random'}
     assert type(dict(run.settings)['phi']) is float
+
+
+def test_a_setting_that_is_the_rows_own_value_is_the_row_itself():
+    plain = Run.of('retinanet-amd', 'mini')
+    for same in ({'phi': '1.0'}, {'phi': 1}, {'temperature': 0.5}, {'alpha': '2e-5'}, {'mask_ratio': 0.65},
+                 {'spatial': 'adaptive', 'generation': 'conv2'}):
+        assert Run.of('retinanet-amd', 'mini', 0, same) == plain
+    assert Run.of('faster_rcnn-amd', 'mini', 0, {'mask_ratio': 0.65}).id == 'faster_rcnn-amd+mask_ratio=0.65-s0'
+    assert Run.of('retinanet-amd-channel', 'mini', 0, {'spatial': 'random'}).id == 'retinanet-amd-channel-s0'
+    # the profile's own schedule may change, so epochs stay even where they are the same now
+    assert Run.of('retinanet-amd', 'mini', 0, {'epochs': plain.epochs}).id == f'retinanet-amd+epochs={plain.epochs}-s0'
+
+
+def test_a_runs_value_of_an_option_is_the_settings_the_rows_or_the_class_own():
+    assert Run.of('retinanet-amd', 'mini', 0, {'phi': 0.7}).value('phi') == 0.7
+    assert Run.of('retinanet-amd', 'mini').value('phi') == ROWS['retinanet-amd'].value('phi') == 1.0
+    assert Run.of('faster_rcnn-amd', 'mini').value('mask_ratio') == 0.45        # of the row, at the paper's scale
+    assert Run.of('faster_rcnn-amd', 'mini').value('alpha') == 5e-7
+    assert ROWS['faster_rcnn-amd-within'].value('channel_position') == 'within'
+    assert ROWS['faster_rcnn-amd'].value('channel_position') == 'after'
+
+
+@pytest.mark.parametrize('settings', [
+    {}, {'phi': '0.7', 'epochs': '2'}, {'backbone': "a folder/it's.pth", 'spatial': 'random'}, {'x': ''},
+    {'values': '0.5 0.7'}])
+def test_settings_as_text_read_back(settings):
+    assert read_settings(write_settings(settings)) == settings
+    assert read_settings([f'{key}={value}' for key, value in settings.items()]) == settings
+
+
+def test_settings_of_a_run_are_read_back_as_the_same_run():
+    run = Run.of('retinanet-amd', 'mini', 1, {'phi': 0.7, 'amp': True, 'epochs': 2, 'spatial': 'random'})
+    assert Run.of(run.row, run.profile, run.seed, read_settings(write_settings(dict(run.settings)))) == run
 
 
 def test_ids_are_unique_stable_and_carry_the_settings():
@@ -323,7 +452,30 @@ def test_table_1_runs_teachers_once_and_the_rest_with_every_seed():
     ids = [run.id for run in table_runs('table1', 'mini', 'retinanet', '1 0,1')]
     rows = ('baseline', 'fkd', 'fgd', 'mgd', 'amd')
     assert ids == ['retinanet-teacher-s0', *(f'retinanet-{row}-s{seed}' for row in rows for seed in (0, 1))]
-    assert [run.row.id for run in table_runs('table1', 'mini')] == list(ROWS)
+    assert [run.row.id for run in table_runs('table1', 'mini')] == [
+        f'{group}-{row}' for group in GROUPS for row in COMPARED]
+
+
+def test_a_tables_settings_reach_each_row_under_its_own_name(tmp_path):
+    file = tmp_path / 'x.pth'
+    file.write_bytes(b'x')
+    runs = {run.row.name: dict(run.settings) for run in table_runs('table1', 'small', 'retinanet', '0', {
+        'epochs': '3', 'teacher_backbone': str(file), 'backbone': '', 'teacher_checkpoint': None})}
+    assert runs['teacher'] == {'epochs': 3, 'backbone': str(file)}
+    assert runs['baseline'] == {'epochs': 3}
+    assert runs['amd'] == {'epochs': 3, 'teacher_backbone': str(file)}
+    assert Run.of('retinanet-amd', 'small', 0, runs['amd']).teacher() == Run.of('retinanet-teacher', 'small', 0,
+                                                                               runs['teacher'])
+
+
+def test_a_sweep_is_a_run_a_value_and_seed_and_holds_the_row_itself():
+    runs = sweep_runs('reppoints-amd', 'phi', '0.5, 1.0 1 1.5', 'mini', '1 0')
+    assert [run.id for run in runs] == [
+        'reppoints-amd+phi=0.5-s0', 'reppoints-amd+phi=0.5-s1', 'reppoints-amd-s0', 'reppoints-amd-s1',
+        'reppoints-amd+phi=1.5-s0', 'reppoints-amd+phi=1.5-s1']       # 1.0 and 1 are one value, and Table I's run
+    assert set(sweep_runs('reppoints-amd', 'phi', '1.0', 'mini')) < set(table_runs('table1', 'mini'))
+    assert [run.settings for run in sweep_runs('retinanet-amd', 'spatial', 'random none', 'mini', '0', {
+        'epochs': 2, 'lr': None})] == [(('epochs', 2), ('spatial', 'random')), (('epochs', 2), ('spatial', 'none'))]
 
 
 def test_the_teachers_run_takes_the_recipe_and_seed_0():

@@ -12,12 +12,15 @@ import torch
 from mmengine.config import Config
 
 from amdlib import __main__ as cli
-from amdlib import data, results
+from amdlib import batch, data, notebooks, results, tables
 from amdlib.__main__ import main
-from amdlib.experiments import GROUPS, ROWS
+from amdlib.experiments import GROUPS, PROFILES, ROWS, TABLES, Run, table_runs
+from amdlib.results import METRICS
+from amdlib.targets import TARGETS
 
 ROOT = Path(cli.__file__).parents[1]
-COMMANDS = ('list', 'values', 'show', 'run', 'data', 'table', 'export', 'notebook', 'doctor')
+COMMANDS = ('list', 'values', 'show', 'run', 'data', 'table', 'export', 'notebook', 'reproduce', 'sweep', 'status',
+            'report', 'doctor')
 
 
 @pytest.fixture(scope='module')
@@ -67,8 +70,8 @@ def test_help_of_every_command(call, command):
 
 def test_help_names_every_command(call):
     _, out, _ = call('--help')
-    assert all(re.search(rf'^    {command} ', out, re.MULTILINE) for command in COMMANDS)
-    assert set(re.findall(r'^    (\w+) ', out, re.MULTILINE)) == set(COMMANDS)   # a new one belongs in this test
+    found = re.findall(r'^    (\w+)(?: |$)', out, re.MULTILINE)
+    assert sorted(found) == sorted(COMMANDS)   # a new one belongs in this test
 
 
 def test_run_offers_mmdets_flags(call):
@@ -79,8 +82,8 @@ def test_run_offers_mmdets_flags(call):
 def test_list_prints_all_rows_with_the_papers_value(call):
     status, out, _ = call('list')
     lines = {line.split()[0]: line.split() for line in out.splitlines() if line.split() and line.split()[0] in ROWS}
-    assert status == 0 and set(lines) == set(ROWS) and len(lines) == 18
-    paper = results.paper_table('I')
+    assert status == 0 and set(lines) == set(ROWS) and len(lines) == 33
+    paper = tables.paper_table('I')
     for group in GROUPS:
         for label in ('baseline', 'FKD', 'FGD', 'MGD', 'AMD'):
             (printed,) = paper[(paper.group == group) & (paper.row == label)].mAP
@@ -88,6 +91,13 @@ def test_list_prints_all_rows_with_the_papers_value(call):
     # by eye from the paper's Table I
     assert [lines[row][1] for row in ('retinanet-teacher', 'retinanet-amd', 'faster_rcnn-baseline')] == [
         '41.0', '41.3', '38.4']
+    # rows of the other tables: their value where the paper has one, and where they stand
+    assert [lines[row][1] for row in ('retinanet-amd-mbconv', 'faster_rcnn-amd-within', 'reppoints-amd-channel',
+                                      'retinanet-amd-allmasked')] == ['41.0', '42.2', '42.4', '-']
+    for row, numbers in (('retinanet-amd', 'I II V'), ('faster_rcnn-amd', 'I IV VI'), ('reppoints-amd-mask', 'III'),
+                         ('retinanet-fgd', 'I')):
+        (line,) = [line for line in out.splitlines() if line.startswith(f'{row} ')]
+        assert line.endswith(f'  {numbers}')
 
 
 def test_show_prints_a_config_and_nothing_else(call, coco_folder):
@@ -152,7 +162,18 @@ def test_a_weights_folder_that_is_not_there_is_told_in_a_line(call, monkeypatch)
     (['data', '--profile', 'tiny'], ["unknown profile 'tiny'", 'mini, small, paper']),
     (['table', '--profile', 'tiny'], ["unknown profile 'tiny'", 'mini, small, paper']),
     (['notebook', 'table1', '--profile', 'tiny'], ["unknown profile 'tiny'", 'mini, small, paper']),
-    (['table', '--group', 'yolo'], ["unknown group 'yolo'", 'retinanet, reppoints, faster_rcnn']),
+    (['table', '--group', 'yolo'], ["table1 has no group 'yolo'", 'retinanet, reppoints, faster_rcnn']),
+    (['table', 'table7'], ["unknown table 'table7'", *TABLES]),
+    (['table', 'table2', '--group', 'reppoints'], ["table2 has no group 'reppoints'", 'retinanet']),
+    (['reproduce', 'table7'], ["unknown target 'table7'", *TARGETS, 'all']),
+    (['reproduce', 'table1', '--profile', 'tiny'], ["unknown profile 'tiny'", 'mini, small, paper']),
+    (['reproduce', 'table1', '--set', 'epochs'], ["'epochs': expected KEY=VALUE"]),
+    (['status', 'fig2'], ["unknown target 'fig2'", *TARGETS, 'all']),
+    (['status', '--profile', 'small'], ['DATA']),
+    (['report', '--profile', 'tiny'], ["unknown profile 'tiny'", 'mini, small, paper']),
+    (['reproduce', 'table1', '--data', 'somewhere'], ['profile mini makes its own data']),
+    (['notebook', 'experiment', '--device', 'tpu'], ['--device tpu: expected cpu, cuda or cuda:N']),
+    (['sweep', 'reppoints-amd', 'phi', '1', '--device', 'cpu:1'], ['--device cpu:1: expected cpu, cuda or cuda:N']),
     (['table', '--seeds', 'a,b'], ["seeds 'a,b'"]),
     (['run', 'retinanet-amd', '--set', 'phy=1'], ["no setting 'phy'", 'phi', 'epochs']),
     (['run', 'retinanet-baseline', '--set', 'phi=1'], ["no setting 'phi'", 'epochs, batch_size, lr, gpus']),
@@ -185,10 +206,29 @@ def test_an_unknown_notebook_is_told_with_those_there_are(call, coco_folder):
 
 def test_a_table_without_records_names_the_runs_that_are_missing(call, coco_folder, tmp_path):
     status, _, err = call('table', '--profile', 'small', '--data', coco_folder, '--group', 'retinanet', '--results',
-                          tmp_path / 'results', '--epochs', '3')
+                          tmp_path / 'results', '--set', 'epochs=3')
     last = err.splitlines()[-1]
     assert status == 1 and last.startswith('error: 6 of 6 runs have no valid record')
     assert 'retinanet-amd+epochs=3-s0 (missing' in last
+
+
+@pytest.mark.parametrize('words, expected', [
+    (['reproduce', 'table1', 'table3', '--set', 'group=retinanet'], "table3 has no group 'retinanet'; expected"),
+    (['reproduce', 'table3', '--set', 'group=reppoints'], "ablation has no parameter 'group'; it has: "),
+    (['reproduce', 'table1', 'table2', '--set', 'epoch=1'], "has no parameter 'epoch'; it has: profile, data"),
+    (['notebook', 'experiment', '--set', 'rows=retinanet-amd'], "experiment has no parameter 'rows'; it has: row, "),
+    (['sweep', 'reppoints-amd', 'fi', '1'], "reppoints-amd has no setting 'fi'; it has: "),
+    (['sweep', 'reppoints-baseline', 'phi', '1'], "reppoints-baseline has no setting 'phi'"),
+    (['sweep', 'reppoints-amd', 'phi', 'much'], "phi='much': expected float"),
+    (['report'], 'no table, figure or executed notebook to report on; run `make reproduce-table1')])
+def test_a_mistake_is_told_before_anything_is_trained(call, coco_folder, tmp_path, monkeypatch, words, expected):
+    monkeypatch.setattr(batch, 'run_missing', lambda *_, **__: pytest.fail('a batch was started'))
+    monkeypatch.setattr(notebooks, 'execute', lambda notebook, _, parameters: notebooks.check(notebook, parameters))
+    shutil.copytree(ROOT / 'notebooks', cli.ROOT / 'notebooks')
+    status, _, err = call(*words, '--profile', 'small', '--data', coco_folder, '--results', tmp_path / 'results')
+    last = err.splitlines()[-1]
+    assert status == 1 and last.startswith('error: ') and expected in last, err
+    assert 'Traceback' not in err and not (tmp_path / 'results').exists()
 
 
 def test_cfg_options_without_a_work_dir_are_refused(call, coco_folder, tmp_path):
@@ -238,6 +278,100 @@ def test_run_passes_its_words_on(call, coco_folder, monkeypatch, tmp_path):
     assert Path(seen['work_dir']) == tmp_path / 'w'
     assert os.environ['CUDA_VISIBLE_DEVICES'] == ''
 
+
+# ---- targets, sweeps and tables: what is passed on --------------------------------------------------------------
+
+@pytest.fixture
+def executed(monkeypatch):
+    """Notebooks that would be executed: stem, output, parameters."""
+    seen = []
+    monkeypatch.setattr(notebooks, 'execute', lambda notebook, *others: seen.append((notebook.stem, *others)))
+    return seen
+
+
+def test_notebook_passes_its_words_on(call, coco_folder, tmp_path, executed, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'x.pth').write_bytes(b'x')
+    words = ('--profile', 'small', '--data', os.path.relpath(coco_folder), '--results', 'out', '--set',
+             'settings=epochs=2 teacher_checkpoint=x.pth', '--device', 'cpu')
+    for output in ((), ('--output', 'sweep/one'), ('--output', 'two.ipynb'), ('--output', tmp_path / 'three.ipynb')):
+        status, _, err = call('notebook', 'table1', *words, *output)
+        assert status == 0, err
+    place = tmp_path / 'out' / 'small' / 'a-set'
+    assert [output for _, output, _ in executed] == [
+        place / 'table1.ipynb', place / 'sweep' / 'one.ipynb', place / 'two.ipynb', tmp_path / 'three.ipynb']
+    # a notebook runs in a folder of its own, so every path is absolute
+    assert executed[0][2] == {'profile': 'small', 'data': str(coco_folder), 'results_dir': str(tmp_path / 'out'),
+                              'settings': f'epochs=2 teacher_checkpoint={tmp_path / "x.pth"}'}
+    assert os.environ['CUDA_VISIBLE_DEVICES'] == ''
+
+
+def test_reproduce_passes_its_words_on(call, coco_folder, tmp_path, executed):
+    status, _, err = call('reproduce', 'table5', '--profile', 'small', '--data', coco_folder, '--results',
+                          tmp_path / 'out', '--set', 'seeds=0 1', '--set', 'settings=epochs=2')
+    assert status == 0, err
+    assert executed == [('table5', tmp_path / 'out' / 'small' / 'a-set' / 'table5.ipynb', {
+        'profile': 'small', 'data': str(coco_folder), 'results_dir': str(tmp_path / 'out'), 'seeds': '0 1',
+        'settings': 'epochs=2'})]
+
+
+def test_status_of_nothing_names_every_run_and_target(call, coco_folder, tmp_path):
+    where = ('--profile', 'small', '--data', coco_folder, '--results', tmp_path / 'out')
+    status, out, err = call('status', *where, '--set', 'group=faster_rcnn')
+    lines = out.splitlines()
+    assert status == 0, err
+    assert '17 runs: 17 missing' in lines       # 11 rows and, of the sweep, six values besides the row's own
+    assert lines[-1].split() == ['explore_masks', '0', 'of', '1', 'runs', 'done;', 'not', 'executed', 'yet']
+    assert '3 runs: 3 missing' in call('status', 'table6', *where)[1].splitlines()
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.fixture
+def all_done(monkeypatch):
+    """Every run has a record whose numbers are all 20, and phi more."""
+    def state(run, *_):
+        number = 20 + float(dict(run.settings).get('phi', 1 if run.row.method == 'amd' else 0))
+        return results.State('done', '', {
+            'numbers': dict.fromkeys(METRICS, number), 'settings_hash': 'h', 'data': {'fingerprint': 'd'},
+            'code': {'commit': 'c', 'clean': True}, 'train_s': 1, 'device': 'CPU'})
+    monkeypatch.setattr(results, 'state', state)
+
+
+def test_sweep_makes_an_executed_notebook_a_value_and_prints_them(call, coco_folder, tmp_path, monkeypatch, all_done):
+    seen = {}
+    monkeypatch.setattr(batch, 'run_missing', lambda runs, dataset, folder, **more: seen.update(
+        more, runs=runs, data=folder))
+    status, out, err = call('sweep', 'reppoints-amd', 'phi', '0.5', '1.0', '--profile', 'small', '--data', coco_folder,
+                            '--results', tmp_path / 'out', '--seeds', '0', '--set', 'epochs=2', '--jobs', '3',
+                            '--device', 'cpu')
+    assert status == 0, err
+    place = tmp_path / 'out' / 'small' / 'a-set' / 'sweep_phi'
+    assert {run.id: path for run, path in seen['executed'].items()} == {
+        run_id: place / f'{run_id}.ipynb' for run_id in ('reppoints-amd+epochs=2+phi=0.5-s0',
+                                                         'reppoints-amd+epochs=2-s0')}
+    assert (seen['runs'], seen['jobs'], seen['device'], seen['data']) == ([], 3, 'cpu', coco_folder)
+    rows = [[word.strip() for word in line.split('|')[1:-1]] for line in out.splitlines() if line.startswith('|')]
+    assert rows[0] == ['phi', 'mAP', 'mAR'] and rows[2:] == [['0.5', '20.5', '20.5'], ['1.0', '21.0', '21.0']]
+    assert str(place) in out
+
+
+def test_table_prints_what_is_there(call, coco_folder, tmp_path, all_done):
+    status, out, err = call('table', 'table2', '--profile', 'small', '--data', coco_folder)
+    assert status == 0, err
+    rows = {line.split('|')[1].strip(): [word.strip() for word in line.split('|')[2:-1]]
+            for line in out.splitlines() if line.startswith('|')}
+    assert rows['full'][:5] == ['21.0', '–', '41.3', '–', '21.0 (61.0)']
+    assert rows['baseline'][:4] == ['20.0', '-1.0', '37.4', '-3.9'] and rows['channel only'][1] == '+0.0'
+
+
+def test_the_same_words_mean_the_same_runs_in_a_target_and_in_a_run():
+    """So that what `run` has made is not trained again by `reproduce`."""
+    of_target = TARGETS['table2'].runs('mini', {'settings': 'epochs=2', 'seeds': '1'})
+    assert Run.of('retinanet-amd-mask', PROFILES['mini'], 1, {'epochs': 2}) in of_target
+    assert of_target == table_runs('table2', 'mini', None, '1', {'epochs': 2})
+
+
+# ---- how it ends ------------------------------------------------------------------------------------------------
 
 def test_an_interrupt_ends_with_130(call, monkeypatch):
     def stop(_):

@@ -14,15 +14,18 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from amdlib.__main__ import _pairs, _parser
+from amdlib.__main__ import _parser
+from amdlib.experiments import read_settings
+from amdlib.targets import TARGETS
 
 ROOT = Path(__file__).parents[1]
 MAKEFILE = (ROOT / 'Makefile').read_text()
 README = (ROOT / 'README.md').read_text()
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
-PHONY = re.search(r'^\.PHONY: (.*)$', MAKEFILE, re.MULTILINE).group(1).split()
+PHONY = re.search(r'^\.PHONY: ((?:.*\\\n)*.*)$', MAKEFILE, re.MULTILINE).group(1).replace('\\', '').split()
+PICTURED = [name for name in TARGETS if name.startswith(('table', 'fig'))]      # what the paper shows
 VARIABLES = sorted({name for name in re.findall(r'\$\(([A-Z_]+)\)', MAKEFILE)}
-                   - {'PY', 'SETUP', 'RUN', 'WHERE', 'SET', 'MAKEFILE_LIST'})   # the Makefile's own
+                   - {'PY', 'SETUP', 'RUN', 'WHERE', 'SET', 'OWN', 'REPRODUCE', 'MAKEFILE_LIST'})   # the Makefile's own
 pytestmark = pytest.mark.skipif(shutil.which('make') is None, reason='no make here')
 
 
@@ -72,21 +75,82 @@ def test_every_target_sets_up_first(target, tmp_path):
         assert flag in shown
 
 
-def test_reproduce_passes_nothing_on_but_the_profile_when_nothing_is_given():
-    assert planned('reproduce-table1') == ['notebook', 'table1', '--profile', 'mini']
+def test_every_table_and_figure_has_a_target():
+    assert {target for target in PHONY if target.startswith('reproduce-')} == {
+        *(f'reproduce-{name}' for name in PICTURED), 'reproduce-all'}
+    assert PICTURED == ['table1', 'table2', 'table3', 'table4', 'table5', 'table6', 'fig1', 'fig3', 'fig4']
 
 
-def test_reproduce_passes_every_variable_on():
-    words = planned('reproduce-table1', 'PROFILE=small', 'DATA=a folder/bccd', 'GROUP=retinanet', 'SEEDS=0 1  2',
-                    'EPOCHS=2', 'DEVICE=cuda:1', 'JOBS=3', 'FORCE=1', 'BACKBONE=r18.pth', 'TEACHER_BACKBONE=r50.pth',
-                    'TEACHER=a folder/x.pth')
-    parsed = _parser().parse_args(words)
-    assert (parsed.name, parsed.profile, parsed.data) == ('table1', 'small', 'a folder/bccd')
-    assert _pairs(parsed.settings) == {
-        'group': 'retinanet', 'seeds': '0 1 2', 'epochs': '2', 'device': 'cuda:1', 'jobs': '3', 'force': 'True',
-        'backbone': 'r18.pth', 'teacher_backbone': 'r50.pth', 'teacher_checkpoint': 'a folder/x.pth'}
-    known = papermill.inspect_notebook(str(ROOT / 'notebooks' / 'table1.ipynb'))
-    assert set(_pairs(parsed.settings)) <= set(known)
+@pytest.mark.parametrize('name', PICTURED)
+def test_reproduce_passes_nothing_on_but_the_profile_when_nothing_is_given(name):
+    assert planned(f'reproduce-{name}') == ['reproduce', name, '--profile', 'mini']
+
+
+def test_sweep_phi_is_figure_4_with_values():
+    assert planned('sweep-phi') == ['reproduce', 'fig4', '--profile', 'mini']
+    assert planned('sweep-phi', 'PHI=0.5  1.0 ', 'GROUP=retinanet') == [
+        'reproduce', 'fig4', '--profile', 'mini', '--set', 'group=retinanet', '--set', 'values=0.5 1.0']
+
+
+GIVEN = ('PROFILE=small', 'DATA=a folder/bccd', 'GROUP=retinanet', 'SEEDS=0 1  2', 'EPOCHS=2', 'DEVICE=cuda:1',
+         'JOBS=3', 'FORCE=1', 'BACKBONE=r18.pth', 'TEACHER_BACKBONE=r50.pth', 'TEACHER=a folder/x.pth', 'PHI=0.5 0.7',
+         'SETTINGS=batch_size=4 amp=True')
+PARAMETERS = {'group': 'retinanet', 'seeds': '0 1 2', 'device': 'cuda:1', 'jobs': '3', 'force': 'True',
+              'values': '0.5 0.7', 'settings': "'epochs=2' 'backbone=r18.pth' 'teacher_backbone=r50.pth' "
+                          "'teacher_checkpoint=a folder/x.pth' batch_size=4 amp=True"}
+
+
+@pytest.mark.parametrize('target, wanted', [
+    ('reproduce-table1', ['table1']), ('sweep-phi', ['fig4']), ('reproduce-fig4', ['fig4']), ('status', [])])
+def test_every_variable_is_passed_on(target, wanted):
+    parsed = _parser().parse_args(planned(target, *GIVEN))
+    assert (parsed.targets, parsed.profile, parsed.data) == (wanted, 'small', 'a folder/bccd')
+    assert read_settings(parsed.settings) == PARAMETERS
+    assert read_settings(PARAMETERS['settings']) == {
+        'epochs': '2', 'backbone': 'r18.pth', 'teacher_backbone': 'r50.pth', 'teacher_checkpoint': 'a folder/x.pth',
+        'batch_size': '4', 'amp': 'True'}
+
+
+def test_every_variable_that_is_passed_on_is_known_to_a_notebook():
+    known = papermill.inspect_notebook(str(ROOT / 'notebooks' / 'fig4.ipynb'))
+    assert set(PARAMETERS) <= set(known)
+    assert set(PARAMETERS) - {'values'} <= set(papermill.inspect_notebook(str(ROOT / 'notebooks' / 'table1.ipynb')))
+
+
+@pytest.fixture
+def pretended(tmp_path):
+    """A virtual environment whose python writes down what it is asked for and fails where told; Makefile beside it."""
+    shutil.copy(ROOT / 'Makefile', tmp_path)
+    for name in ('requirements.lock', 'pyproject.toml'):
+        (tmp_path / name).touch()
+    python = tmp_path / '.venv' / 'bin' / 'python'
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\necho "$@" >> asked\n[ "$3" != "$FAILING" ] || exit 3\n')
+    python.chmod(0o755)
+    (tmp_path / '.venv' / '.setup-done').touch()
+
+    def call(*words, failing=''):
+        ended = subprocess.run(['make', '--no-print-directory', *words], cwd=tmp_path, capture_output=True, text=True,
+                               timeout=60, env={'PATH': os.environ['PATH'], 'FAILING': failing})
+        return ended.returncode, (tmp_path / 'asked').read_text().splitlines()
+    return call
+
+
+def test_reproduce_all_makes_everything_and_then_the_report(pretended):
+    assert pretended('reproduce-all', 'PROFILE=small', 'DATA=d', 'GROUP=retinanet') == (0, [
+        '-m amdlib reproduce all --profile small --data d --set group=retinanet',
+        '-m amdlib report --profile small --data d'])
+
+
+@pytest.mark.parametrize('failing', ['reproduce', 'report'])
+def test_reproduce_all_reports_what_there_is_after_a_failure_and_fails(pretended, failing):
+    status, asked = pretended('reproduce-all', failing=failing)
+    assert status == 2      # make's own, of a recipe that failed
+    assert [line.split()[2] for line in asked] == ['reproduce', 'report']
+
+
+def test_a_failed_target_fails(pretended):
+    assert pretended('reproduce-table3', failing='reproduce') == (2, ['-m amdlib reproduce table3 --profile mini'])
 
 
 @pytest.mark.parametrize('seeds, passed', [('0', '0'), ('0 1', '0 1'), ('0,1,2', '0,1,2'), (' 4  5 ', '4 5')])
@@ -104,10 +168,12 @@ def test_variables_may_come_from_the_environment():
     assert '--profile paper' in shown and '--set "group=reppoints"' in shown
 
 
-@pytest.mark.parametrize('target, words', [('doctor', ['doctor']), ('list', ['list']),
-                                           ('data', ['data', '--profile', 'small', '--data', 'x y'])])
+@pytest.mark.parametrize('target, words', [
+    ('doctor', ['doctor']), ('list', ['list']), ('data', ['data', '--profile', 'small', '--data', 'x y']),
+    ('status', ['status', '--profile', 'small', '--data', 'x y']),
+    ('report', ['report', '--profile', 'small', '--data', 'x y'])])
 def test_other_targets_of_the_command_line(target, words):
-    found = planned(target, *(['PROFILE=small', 'DATA=x y'] if target == 'data' else []))
+    found = planned(target, *(['PROFILE=small', 'DATA=x y'] if '--profile' in words else []))
     assert found == words
     _parser().parse_args(found)
 
@@ -236,7 +302,7 @@ def test_every_file_that_the_readme_lists_exists():
     named = [name for cell in cells for name in re.findall(r'`([^`]+)`', cell)]
     assert len(named) >= 15
     for name in named:
-        assert (ROOT / name).exists() or (ROOT / 'amdlib' / name).exists(), name
+        assert any((ROOT / folder / name).exists() for folder in ('', 'amdlib', 'notebooks')), name
     listed = {Path(name).name for name in named}
     assert {path.name for path in (ROOT / 'amdlib').glob('*.py')} - {'__init__.py'} <= listed   # and every module is
     assert {path.name for path in (ROOT / 'notebooks').glob('*.ipynb')} <= listed
@@ -264,6 +330,7 @@ needs_git = pytest.mark.skipif(shutil.which('git') is None or _git('rev-parse', 
 @pytest.mark.parametrize('path', [
     'results/mini/runs/retinanet-amd-s0/weights.pth', 'results/mini/runs/a/record.json', 'results/small/bccd/runs/a/x',
     'results/mini/table1.ipynb', 'results/small/bccd/table1.failed.ipynb', 'data/mini/train.json',
+    'results/mini/sweep_phi/reppoints-amd+phi=0.7-s0.ipynb', 'results/mini/sweep_phi/reppoints-amd+phi=0.7-s0.log',
     'data/coco/train2017/a.jpg', '.venv/bin/python', 'amdlib/__pycache__/amd.pyc'])
 def test_git_ignores_runs_data_and_environments(path):
     assert _git('check-ignore', '--no-index', '-q', path).returncode == 0
@@ -271,6 +338,7 @@ def test_git_ignores_runs_data_and_environments(path):
 
 @needs_git
 @pytest.mark.parametrize('path', ['results/mini/table1.md', 'results/mini/table1.csv', 'results/small/bccd/table1.png',
+                                  'results/mini/fig4.csv', 'results/mini/fig1.svg', 'results/mini/fig3.png',
                                   'data/paper_tables.csv', 'notebooks/table1.ipynb', 'tests/goldens/a.json'])
 def test_git_keeps_tables_figures_and_goldens(path):
     assert _git('check-ignore', '--no-index', '-q', path).returncode == 1

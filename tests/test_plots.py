@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.colors import to_rgba
 from matplotlib.container import ErrorbarContainer
 
 from amdlib import plots
@@ -15,12 +16,15 @@ matplotlib.use('Agg')
 METHODS = {'fkd': ('FKD', 1.5, 2.2), 'mgd': ('MGD', -0.5, 3.6), 'amd': ('AMD', 2.25, 3.9)}   # label, gain, paper's gain
 
 
+def _line(table, group, row, label, metric='mAP', difference=None, paper_difference=None, sd=float('nan')):
+    return {'table': table, 'group': group, 'row': row, 'label': label, 'metric': metric, 'difference': difference,
+            'paper_difference': paper_difference, 'sd': sd, 'ours': 20.0}
+
+
 def _tidy(groups, sd=float('nan')):
-    lines = [{'group': group, 'row': row, 'label': label, 'metric': metric, 'gain': gain + (metric != 'mAP') * 50,
-              'paper_gain': paper, 'sd': sd, 'ours': 20.0}
+    lines = [_line('I', group, row, label, metric, gain + (metric != 'mAP') * 50, paper, sd)
              for group in groups for row, (label, gain, paper) in METHODS.items() for metric in ('mAP', 'AP_S')]
-    alone = [{'group': group, 'row': row, 'label': row, 'metric': 'mAP', 'gain': None, 'paper_gain': None, 'sd': sd,
-              'ours': 20.0} for group in groups for row in ('teacher', 'baseline')]
+    alone = [_line('I', group, row, row, sd=sd) for group in groups for row in ('teacher', 'baseline')]
     return pd.DataFrame(alone + lines)
 
 
@@ -32,25 +36,40 @@ def _close():
 
 @pytest.mark.parametrize('groups', [['retinanet'], ['retinanet', 'reppoints', 'faster_rcnn']])
 def test_a_panel_a_group_with_labelled_axes(groups):
-    figure = plots.gains(_tidy(groups))
+    figure = plots.differences(_tidy(groups))
     assert [axis.get_title() for axis in figure.axes] == [
         {'retinanet': 'RetinaNet', 'reppoints': 'RepPoints', 'faster_rcnn': 'Faster R-CNN'}[group] for group in groups]
-    assert 'mAP' in figure.axes[0].get_ylabel() and 'gain' in figure.axes[0].get_ylabel()
+    assert figure.axes[0].get_ylabel() == 'mAP minus baseline (points)'
     for axis in figure.axes:
         assert [tick.get_text() for tick in axis.get_xticklabels()] == ['FKD', 'MGD', 'AMD']
         assert axis.get_ylim() == figure.axes[0].get_ylim()   # panels can be compared by eye
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ['here', 'paper (COCO)']
 
 
-def test_bars_are_the_gains_of_map_alone():
-    ours, paper = plots.gains(_tidy(['retinanet'])).axes[0].containers
+def test_bars_are_the_differences_of_map_alone():
+    ours, paper = plots.differences(_tidy(['retinanet'])).axes[0].containers
     assert [bar.get_height() for bar in ours] == [1.5, -0.5, 2.25]
     assert [bar.get_height() for bar in paper] == [2.2, 3.6, 3.9]
     assert all(mine.get_x() < theirs.get_x() for mine, theirs in zip(ours, paper, strict=True))
 
 
+def test_an_ablations_bars_are_its_arms_without_the_baseline():
+    """The baseline is many points below the full method: beside it the arms would all look alike."""
+    cells = pd.DataFrame([
+        _line('II', 'retinanet', 'baseline', 'baseline', difference=-20.0, paper_difference=-3.9),
+        _line('II', 'retinanet', 'amd', 'full'),
+        _line('II', 'retinanet', 'amd-channel', 'channel only', difference=-0.5, paper_difference=-0.3),
+        _line('II', 'retinanet', 'amd-allmasked', 'everything masked', difference=-2.0, paper_difference=float('nan'))])
+    (axis,) = plots.differences(cells).axes
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == ['channel\nonly', 'everything\nmasked']
+    assert axis.get_ylabel() == 'mAP minus full (points)'
+    ours, paper = axis.containers
+    assert [bar.get_height() for bar in ours] == [-0.5, -2.0]
+    assert paper[0].get_height() == -0.3 and np.isnan(paper[1].get_height())     # nothing is drawn for a missing one
+
+
 def test_several_seeds_have_error_bars_and_say_what_they_are():
-    figure = plots.gains(_tidy(['retinanet'], sd=0.3))
+    figure = plots.differences(_tidy(['retinanet'], sd=0.3))
     (bars,) = [part for part in figure.axes[0].containers if isinstance(part, ErrorbarContainer)]
     (middle,) = bars[2]
     assert [tuple(line[:, 1]) for line in middle.get_segments()] == [
@@ -58,10 +77,9 @@ def test_several_seeds_have_error_bars_and_say_what_they_are():
     assert 'sd' in figure.legends[0].get_texts()[0].get_text()
 
 
-def test_save_writes_both_files_and_the_same_bytes_twice(tmp_path):
-    figure = plots.gains(_tidy(['retinanet', 'reppoints']))
+def test_save_writes_both_files_and_the_same_data_gives_the_same_bytes(tmp_path):
     for stem in ('one', 'two'):
-        plots.save(figure, tmp_path / stem)
+        plots.save(plots.differences(_tidy(['retinanet', 'reppoints'])), tmp_path / stem)
     assert sorted(path.name for path in tmp_path.iterdir()) == ['one.png', 'one.svg', 'two.png', 'two.svg']
     assert (tmp_path / 'one.png').read_bytes()[:8] == b'\x89PNG\r\n\x1a\n'
     assert '<svg' in (tmp_path / 'one.svg').read_text()
@@ -71,7 +89,7 @@ def test_save_writes_both_files_and_the_same_bytes_twice(tmp_path):
 
 def test_a_figure_leaves_matplotlibs_settings_as_they_were():
     before = dict(plt.rcParams)
-    plots.gains(_tidy(['retinanet']))
+    plots.differences(_tidy(['retinanet']))
     assert dict(plt.rcParams) == before
 
 
@@ -219,3 +237,50 @@ def test_mask_grid_has_a_panel_a_setting_and_says_how_much_is_masked():
     assert [axis.get_xlabel() for axis in figure.axes] == ['50 % masked', *['0 % masked'] * 3]
     assert [axis.get_title() for axis in figure.axes[:2]] == ['phi = 1', 'phi = 2']
     assert [axis.get_ylabel() for axis in figure.axes[::2]] == ['T = 1', 'T = 2']
+
+
+# ---- one run ----------------------------------------------------------------------------------------------------
+
+def _scalars(steps, distilled=True):
+    """Detection 8 all along; the two levels' terms of AMD are 1 and 1, so the whole is 10."""
+    terms = {'loss_cls': 5.0, 'loss_bbox': 3.0, **({'loss_amd_fpn_0': 1.0, 'loss_amd_fpn_1': 1.0} if distilled else {})}
+    return pd.DataFrame([{'step': 10 * (i + 1), 'loss': sum(terms.values()), **terms} for i in range(steps)])
+
+
+def test_losses_are_detection_and_the_sum_of_the_levels_over_steps():
+    (axis,) = plots.losses(_scalars(12)).axes
+    detection, distillation = axis.get_lines()
+    assert list(detection.get_xdata()) == list(range(10, 130, 10))
+    assert np.allclose(detection.get_ydata(), 8) and np.allclose(distillation.get_ydata(), 2)
+    assert (detection.get_label(), distillation.get_label()) == ('detection', 'distillation')
+    assert detection.get_color() != distillation.get_color() and distillation.get_linestyle() == '--'
+    assert axis.get_yscale() == 'log' and 'step' in axis.get_xlabel() and 'loss' in axis.get_ylabel()
+
+
+def test_losses_are_smoothed_over_five_logged_steps():
+    scalars = _scalars(6, distilled=False).assign(loss=[1.0, 3.0, 5.0, 7.0, 9.0, 11.0])
+    (line,) = plots.losses(scalars).axes[0].get_lines()
+    assert list(line.get_ydata()) == [1, 2, 3, 4, 5, 7]
+
+
+def test_losses_of_a_run_that_was_not_trained_are_an_empty_axis():
+    figure = plots.losses(pd.DataFrame(columns=['step', 'loss']))
+    assert not figure.axes[0].get_lines()
+    figure.canvas.draw()    # and it can be shown
+
+
+def test_detections_show_what_is_sure_enough_and_the_truth_dashed():
+    pictures = [_picture(1), _picture(2)]
+    found = [[{'bbox': [2.0, 3.0, 10.0, 5.0], 'score': 0.9, 'label': 'disc'},
+              {'bbox': [0.0, 0.0, 4.0, 4.0], 'score': 0.29, 'label': 'ring'}], []]
+    figure = plots.detections(pictures, found, score=0.3)
+    first, second = figure.axes
+    dashed = [patch for patch in first.patches if patch.get_linestyle() == '--']
+    assert [(patch.get_xy(), patch.get_width(), patch.get_height()) for patch in dashed] == [
+        ((0, 0), 16, 16), ((21, 5), 1, 1)]      # ground truth
+    (drawn,) = [patch for patch in first.patches if patch.get_edgecolor() == to_rgba(plots.COLOURS['paper'])]
+    assert (drawn.get_xy(), drawn.get_width(), drawn.get_height()) == ((2, 3), 10, 5)
+    assert [text.get_text() for text in first.texts] == ['disc 0.90']
+    assert (first.get_images()[0].get_array() == pictures[0].rgb).all()
+    assert [axis.get_title() for axis in figure.axes] == ['a.png', 'a.png'] and not second.texts
+    assert first.get_xlim() == (0, 40) and first.get_ylim() == (32, 0)     # the image, and no more

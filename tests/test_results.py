@@ -3,7 +3,6 @@ import copy
 import gzip
 import io
 import json
-import math
 import os
 import platform
 import shutil
@@ -13,14 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from amdlib import results
 from amdlib.experiments import Run, config, shorter
-from amdlib.results import METRICS, TABLE1_METRICS, ResultError, coco_numbers
+from amdlib.results import METRICS, ResultError, coco_numbers
 
 # ---- numbers ----------------------------------------------------------------------------------------------------
 
@@ -117,6 +115,24 @@ def test_a_failed_write_leaves_the_file_as_it_was(tmp_path):
     with pytest.raises(TypeError):
         results.write_json(tmp_path / 'a.json', {'a': object()})
     assert json.loads((tmp_path / 'a.json').read_text()) == {'a': 1}
+
+
+# ---- what a run logged ------------------------------------------------------------------------------------------
+
+def test_scalars_are_a_line_a_logged_step(tmp_path):
+    lines = [{'step': 10, 'loss': 2.5, 'loss_amd_fpn_0': 0.5, 'lr': 0.001}, {'step': 20, 'loss': 1.5, 'lr': 0.002}]
+    (tmp_path / 'scalars.jsonl').write_text(''.join(f'{json.dumps(line)}\n' for line in lines))
+    scalars = results.read_scalars(tmp_path)
+    assert scalars.step.tolist() == [10, 20] and scalars.loss.tolist() == [2.5, 1.5]
+    assert scalars.loss_amd_fpn_0.isna().tolist() == [False, True]     # a term that a step lacks is no 0
+
+
+@pytest.mark.parametrize('content', [None, ''])
+def test_a_run_that_was_not_trained_has_no_scalars(tmp_path, content):
+    if content is not None:
+        (tmp_path / 'scalars.jsonl').write_text(content)
+    scalars = results.read_scalars(tmp_path)
+    assert scalars.empty and list(scalars) == ['step', 'loss']
 
 
 # ---- fingerprints -----------------------------------------------------------------------------------------------
@@ -335,7 +351,7 @@ def test_an_unfinished_run_is_running_or_failed(amd, dataset, stand, tmp_path, p
     assert (stand(amd).name, stand(amd).why) == (name, why)
 
 
-# ---- tables -----------------------------------------------------------------------------------------------------
+# ---- many runs --------------------------------------------------------------------------------------------------
 
 def test_collect_refuses_stale_and_missing_runs_by_name(amd, tiny, dataset, finish, tmp_path):
     other, missing = Run.of('retinanet-mgd', tiny), Run.of('retinanet-fgd', tiny)
@@ -360,74 +376,3 @@ def test_collect_gives_a_line_a_run(amd, tiny, dataset, finish, tmp_path):
         ['retinanet', 'teacher', 'Teacher', 0], ['retinanet', 'amd', 'AMD', 0], ['retinanet', 'amd', 'AMD', 1]]
     assert table.mAP.tolist() == [10.5] * 3 and table.AP_S.isna().all()
     assert table.settings_hash.nunique() == 3
-
-
-@pytest.fixture
-def records():
-    """RetinaNet: teacher 20; baseline 8 and 10; AMD 11 and 14, with no small objects. Faster R-CNN: MGD alone."""
-    def line(group, row, label, seed, mean_ap, **other):
-        return {'group': group, 'row': row, 'label': label, 'seed': seed,
-                **{metric: mean_ap + 1 for metric in METRICS}, 'mAP': mean_ap, 'AP_S': None, **other,
-                'run': f'{group}-{row}-s{seed}', 'settings_hash': f'{row}{seed}', 'data': 'd' * 16, 'commit': 'c0ffee'}
-    return pd.DataFrame([
-        line('retinanet', 'teacher', 'Teacher', 0, 20.0), line('retinanet', 'baseline', 'baseline', 0, 8.0),
-        line('retinanet', 'baseline', 'baseline', 1, 10.0), line('retinanet', 'amd', 'AMD', 0, 11.0),
-        line('retinanet', 'amd', 'AMD', 1, 14.0), line('faster_rcnn', 'mgd', 'MGD', 0, 5.0, AP_S=2.0)])
-
-
-def cell(tidy, group, row, metric):
-    found = tidy[(tidy.group == group) & (tidy.row == row) & (tidy.metric == metric)]
-    assert len(found) == 1
-    return found.iloc[0]
-
-
-def test_table_1_by_hand(records):
-    tidy = results.table1(records)
-    assert len(tidy) == 4 * len(TABLE1_METRICS)
-    amd = cell(tidy, 'retinanet', 'amd', 'mAP')
-    assert (amd.ours, amd.seeds, amd.gain, amd.paper) == (12.5, 2, 3.5, 41.3)
-    assert amd.sd == pytest.approx(math.sqrt(4.5))  # 11 and 14, divisor n - 1
-    assert amd.paper_gain == pytest.approx(41.3 - 37.4)
-    assert amd.runs == 'retinanet-amd-s0 retinanet-amd-s1' and amd.settings_hash == 'amd0 amd1'
-    recall = cell(tidy, 'retinanet', 'amd', 'AR_S')
-    assert (recall.ours, recall.gain, recall.paper) == (13.5, 3.5, 38.2)
-    assert recall.paper_gain == pytest.approx(38.2 - 33.1)
-    small = cell(tidy, 'retinanet', 'amd', 'AP_S')
-    assert math.isnan(small.ours) and math.isnan(small.gain) and small.paper == 23.9
-    base = cell(tidy, 'retinanet', 'baseline', 'mAP')
-    assert (base.ours, base.paper) == (9.0, 37.4) and math.isnan(base.gain) and math.isnan(base.paper_gain)
-
-
-def test_a_teachers_value_in_the_paper_is_read_from_its_name(records):
-    tidy = results.table1(records)
-    teacher = cell(tidy, 'retinanet', 'teacher', 'mAP')
-    assert (teacher.ours, teacher.paper, teacher.seeds) == (20.0, 41.0, 1)
-    assert math.isnan(teacher.sd) and math.isnan(teacher.gain)
-    assert math.isnan(cell(tidy, 'retinanet', 'teacher', 'AP_M').paper)
-    paper = results.paper_table('I').set_index(['group', 'row'])
-    assert [results.paper_value(paper, group, 'Teacher', 'mAP')
-            for group in ('retinanet', 'reppoints', 'faster_rcnn')] == [41.0, 44.2, 47.3]
-
-
-def test_without_a_baseline_there_is_no_gain(records):
-    found = cell(results.table1(records), 'faster_rcnn', 'mgd', 'mAP')
-    assert math.isnan(found.gain) and found.paper == 42.1 and found.paper_gain == pytest.approx(42.1 - 38.4)
-
-
-def test_the_table_for_reading(records):
-    wide = results.table1_wide(results.table1(records), 'retinanet').set_index('')
-    assert wide.index.tolist() == ['Teacher', 'baseline', 'AMD']
-    assert wide.loc['AMD', ['mAP', 'gain', 'paper mAP', 'paper gain']].tolist() == [
-        '12.5 ± 2.1', '+3.5', '41.3', '+3.9']
-    assert wide.loc['AMD', ['AP_S', 'AP_M', 'mAR']].tolist() == ['– (23.9)', '13.5 (45.4)', '13.5 (57.4)']
-    assert wide.loc['Teacher', ['mAP', 'gain', 'paper mAP', 'paper gain', 'AP_M']].tolist() == [
-        '20.0', '–', '41.0', '–', '21.0']
-    assert wide.loc['baseline', 'gain'] == '–'
-    assert results.table1_wide(results.table1(records), 'faster_rcnn')['mAP'].tolist() == ['5.0']
-
-
-def test_the_papers_tables_keep_what_is_not_reported_empty():
-    assert results.paper_table('I').AP50.isna().all()
-    assert results.paper_table('V').mAP.tolist() == [41.0, 41.2, 41.3]
-    assert {number: len(results.paper_table(number)) for number in ('I', 'II', 'III', 'IV', 'V', 'VI')} == {
-        'I': 15, 'II': 3, 'III': 3, 'IV': 3, 'V': 3, 'VI': 2}
