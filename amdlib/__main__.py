@@ -222,8 +222,19 @@ def _run(arguments) -> None:
     if arguments.cfg_options:
         options = {key: _option(value) for key, value in read_settings(arguments.cfg_options).items()}
     run_row(run, _prepare(arguments), arguments.results, force=arguments.force, resume=arguments.resume,
-            work_dir=arguments.work_dir, cfg_options=options, workers=arguments.workers,
+            work_dir=arguments.work_dir, cfg_options=options, workers=_workers(arguments.workers),
             tensorboard=arguments.tensorboard)
+
+
+def _workers(given: int | None) -> int | None:
+    """As given, or AMD_WORKERS, which reaches the processes of a batch."""
+    text = os.environ.get('AMD_WORKERS', '')
+    if given is None and text:
+        from amdlib.experiments import SettingError
+        if not text.isdigit():
+            raise SettingError(f'AMD_WORKERS={text}: expected a number of processes')
+        return int(text)
+    return given
 
 
 def _option(text: str):

@@ -18,8 +18,8 @@ from amdlib.amd import AMDLoss
 from amdlib.data import Dataset
 from amdlib.distill import METHODS
 from amdlib.experiments import (GROUPS, PROFILES, ROWS, TABLES, Run, SettingError, config, describe_lr,
-                                find_profile, find_row, find_table, read_settings, scale_weights, shorter, sweep_runs, table_runs,
-                                write_settings)
+                                find_profile, find_row, find_table, read_settings, scale_weights, shorter, sweep_runs,
+                                table_runs, write_settings)
 from amdlib.losses import FGDLoss, FKDLoss, MGDLoss
 
 ROOT = Path(__file__).parents[1]
