@@ -446,9 +446,18 @@ def _train_and_test(job: Job, report: ProgressReport | None, say) -> dict | None
         'train_s': trained_s, 'wall_s': trained_s + time.monotonic() - test_began_s, 'began': began[0],
         'device': torch.cuda.get_device_name() if on_gpu else 'CPU', 'gpus': run.setting('gpus'),
         'threads': torch.get_num_threads(), 'workers': cfg.train_dataloader.num_workers,
-        'peak_memory_bytes': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        'peak_memory_bytes': peak_memory_bytes(),
         'peak_gpu_memory_bytes': torch.cuda.max_memory_allocated() if on_gpu else None,
         'operators': mmcv_ext.backend(), 'host': platform.platform()}
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that this process has had. (Linux's getrusage also counts what the one that started it had.)"""
+    with contextlib.suppress(OSError):
+        for line in Path('/proc/self/status').read_text().splitlines():
+            if line.startswith('VmHWM:'):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 class _TellLearningRate(Hook):

@@ -3,7 +3,9 @@ import copy
 import dataclasses
 import gzip
 import json
+import os
 import shutil
+import subprocess
 import sys
 import threading
 
@@ -596,3 +598,13 @@ def test_progress_json_is_not_written_more_than_once_a_second(tmp_path, clock):
     assert results.read_progress(tmp_path)['step'] == 1
     report.update('train', 10, 10, 0.1)   # but the last step is
     assert results.read_progress(tmp_path)['step'] == 10
+
+
+def test_peak_memory_is_the_process_own():
+    """A process started by a large one is not large itself."""
+    ballast = bytearray(os.urandom(1 << 20)) * 400
+    code = 'from amdlib.train import peak_memory_bytes as p; a = p(); b = bytearray(300 << 20); print(a, p())'
+    small, large = map(int, subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True,
+                                           cwd=results.ROOT).stdout.split()[-2:])
+    assert train.peak_memory_bytes() > len(ballast) and large - small > 250 << 20
+    assert small < train.peak_memory_bytes() - (300 << 20)
