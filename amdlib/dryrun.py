@@ -127,7 +127,7 @@ def check_run(run: Run, dataset: Dataset, results_dir: Path) -> dict:
     return {
         'steps': record['steps'], 's_per_step': record['train_s'] / record['steps'],
         'first_loss': scalars.loss.iloc[0], 'last_loss': scalars.loss.iloc[-1],
-        'grad_norm': scalars.grad_norm.iloc[-1], 'lr': scalars.base_lr.iloc[-1],
+        'grad_norm': scalars.grad_norm.iloc[-1], 'lr': scalars.lr.iloc[-1],
         'peak_memory_gib': record['peak_memory_bytes'] / GIB,
         'peak_gpu_memory_gib': (record['peak_gpu_memory_bytes'] or math.nan) / GIB,
         'detections': len(detections), 'images': images, 'exported': written['weights'].name,
@@ -157,12 +157,11 @@ def read_again(written: dict[str, Path], record: dict, dataset: Dataset, detecti
     threads = torch.get_num_threads()
     torch.set_num_threads(record['threads'])    # another number of threads sums in another order
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # it says what it loads
             warnings.simplefilter('ignore')
             model = init_detector(str(written['config']), str(written['weights']),
                                   device='cpu' if record['device'] == 'CPU' else 'cuda:0')
-            with contextlib.redirect_stdout(io.StringIO()):
-                truth = COCO(str(dataset.test_ann))
+            truth = COCO(str(dataset.test_ann))
             categories = truth.getCatIds(catNms=model.dataset_meta['classes'])
             for image in truth.dataset['images']:
                 found = inference_detector(model, str(dataset.test_images / image['file_name'])).pred_instances.cpu()

@@ -246,8 +246,8 @@ PROFILES = {profile.name: profile for profile in (
 # The paper's detectors, losses and recipe on a few small pictures, to see every row run before a machine is hired for
 # it. Random networks reach mmdet's threshold of scores nowhere; without one there is something to evaluate and compare.
 DRY_RUN = replace(
-    PROFILES['paper'], name='dryrun', image_px=(320, 192), epochs={'student': 1}, workers=1, log_every=1, score_thr=0.0,
-    published=False, first_images=(8, 4), dry_run=True,
+    PROFILES['paper'], name='dryrun', image_px=(256, 160), epochs={'student': 1}, workers=1, log_every=1, score_thr=0.0,
+    published=False, first_images=(6, 3), dry_run=True,
     can_show='Random weights, a dry run: these numbers mean nothing. Every detector of the paper in full is trained a '
              'few steps on a few small pictures: it shows that each row trains, is evaluated, exported and read again.')
 
