@@ -34,7 +34,7 @@ REPRODUCE = @$(AMDLIB) reproduce $(@:reproduce-%=%) $(WHERE) $(SET)
 
 .PHONY: help setup doctor list data reproduce-table1 reproduce-table2 reproduce-table3 reproduce-table4 \
         reproduce-table5 reproduce-table6 reproduce-fig1 reproduce-fig3 reproduce-fig4 sweep-phi reproduce-all status \
-        export values report lab test test-fast lint goldens lock clean
+        export paper-dryrun cost values report lab test test-fast lint goldens lock clean
 
 help:  ## this text
 	@echo 'The AMD kit: rerun "AMD: Adaptive Masked Distillation for Object Detection" (arXiv 2301.13538)'
@@ -68,6 +68,7 @@ help:  ## this text
 #? TENSORBOARD 1 writes what is logged for TensorBoard too
 #? SETTINGS other settings of every run, such as "tf32=True channels_last=True fused=True compile_teacher=True"
 #? RUN name of the run to export, such as retinanet-amd-s0
+#? MEASURE 1 has cost time a few steps of each row on this machine's GPU
 #? ONNX 1 exports the run as ONNX too
 #? PYTHON interpreter for make setup, 3.11 or newer; default: python3
 #? PUBLIC folder of the public code, for make goldens (see tests/goldens/)
@@ -130,6 +131,12 @@ status: $(SETUP)  ## which runs are done, running, failed, stale or missing, and
 
 export: $(SETUP)  ## write the detector of RUN as files for stock mmdet (ONNX=1: and as ONNX)
 	@$(AMDLIB) export $(RUN) $(WHERE) $(if $(filter-out 0,$(ONNX)),--onnx)
+
+paper-dryrun: $(SETUP)  ## every row a few steps at the paper's architectures, with random weights (needs DATA)
+	@$(AMDLIB) dryrun $(if $(DATA),--data "$(DATA)") $(if $(JOBS),--jobs $(JOBS)) $(if $(DEVICE),--device $(DEVICE))
+
+cost: $(SETUP)  ## steps, measured seconds a step, memory and GPU-hours of each row (MEASURE=1 times them here)
+	@$(AMDLIB) cost $(WHERE) $(if $(filter-out 0,$(MEASURE)),--measure)
 
 values: $(SETUP)  ## every value of the paper's experiments with its source
 	@$(AMDLIB) values

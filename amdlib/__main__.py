@@ -27,7 +27,9 @@ def main(words: list[str] | None = None) -> int:
         _choose_device(arguments.device)
     from amdlib import zoo
     from amdlib.batch import BatchError
+    from amdlib.cost import CostError
     from amdlib.data import DataError
+    from amdlib.dryrun import DryRunError
     from amdlib.experiments import SettingError
     from amdlib.export import ExportError
     from amdlib.notebooks import NotebookError
@@ -40,8 +42,8 @@ def main(words: list[str] | None = None) -> int:
         _choose_teachers(arguments)
         os.environ.update(zoo.environment())    # notebooks and batches work in other folders
         return arguments.do(arguments) or 0
-    except (BatchError, DataError, SettingError, ExportError, NotebookError, ReportError, ResultError, TargetError,
-            TrainingError, WeightsError, FileNotFoundError) as error:
+    except (BatchError, CostError, DataError, DryRunError, SettingError, ExportError, NotebookError, ReportError,
+            ResultError, TargetError, TrainingError, WeightsError, FileNotFoundError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -60,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
 
     where = argparse.ArgumentParser(add_help=False)
     where.add_argument('--profile', default='mini', help='mini (default), small or paper')
-    where.add_argument('--data', metavar='DIR', help='data set folder, for the profiles small and paper')
+    where.add_argument('--data', metavar='DIR', help='data set folder, for the profiles small and paper (and dryrun)')
     where.add_argument('--results', type=Path, default=ROOT / 'results', metavar='DIR', help='default: results/')
     changes = argparse.ArgumentParser(add_help=False)
     changes.add_argument('--seed', type=int, default=0)
@@ -132,6 +134,22 @@ def _parser() -> argparse.ArgumentParser:
                        help='another setting of every run, such as epochs=2')
     sweep.add_argument('--jobs', type=int, help='runs at once; default: one a GPU, or one a core (four at most)')
     sweep.add_argument('--device', help='cpu, cuda or cuda:N; default: a GPU where there is one')
+    dryrun = add('dryrun', _dryrun, "run every row a few steps at the paper's full architectures with random weights; "
+                                    'evaluate, export and read it again')
+    dryrun.add_argument('rows', nargs='*', help='default: all rows; teachers come along')
+    dryrun.add_argument('--data', required=True, metavar='DIR', help='COCO 2017, or a few images of it')
+    dryrun.add_argument('--results', type=Path, default=ROOT / 'results', metavar='DIR', help='default: results/')
+    dryrun.add_argument('--jobs', type=int, help='rows at once; default: one a GPU, or one a core (four at most)')
+    dryrun.add_argument('--device', help='cpu, cuda or cuda:N; default: a GPU where there is one')
+    dryrun.add_argument('--keep', action='store_true', help='leave weights and exported files, some 300 MB a row')
+    cost = add('cost', _cost, 'print steps, measured seconds a step, memory and GPU-hours of each row', where)
+    cost.add_argument('rows', nargs='*', help='default: all rows')
+    cost.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', dest='settings',
+                      help='recipe of the runs, such as gpus=8 or amp=bf16; repeatable')
+    cost.add_argument('--measure', action='store_true',
+                      help='first time a few steps of each row on made images of full size, on a GPU')
+    cost.add_argument('--steps', type=int, default=20, help='that are timed; default 20')
+    cost.add_argument('--device', help='of the measurement; default: a GPU, without which it is an error')
     status = add('status', _status, 'say which runs are done, running, failed, stale or missing, and why', where,
                  parameters)
     status.add_argument('targets', nargs='*', help='as for reproduce; default: all')
@@ -170,8 +188,17 @@ def _choose_teachers(arguments) -> None:
 def _prepare(arguments, say=print):
     from amdlib import data
     from amdlib.experiments import find_profile
-    find_profile(arguments.profile)
-    return data.prepare(arguments.profile, Path(arguments.data) if arguments.data else None, ROOT / 'data', log=say)
+    profile = find_profile(arguments.profile)
+    return data.prepare(arguments.profile, Path(arguments.data) if arguments.data else None, ROOT / 'data', log=say,
+                        first_images=profile.first_images)
+
+
+def _prepare_or_none(arguments):
+    """The data set; None where none is given and the profile's Config can do without."""
+    from amdlib.experiments import find_profile
+    if find_profile(arguments.profile).published and not arguments.data:
+        return None
+    return _prepare(arguments, _to_stderr)
 
 
 def _to_stderr(*words) -> None:
@@ -205,7 +232,7 @@ def _values(_arguments) -> None:
 def _show(arguments) -> None:
     from amdlib.experiments import Run, config, read_settings
     run = Run.of(arguments.row, arguments.profile, arguments.seed, read_settings(arguments.settings))
-    dataset = None if arguments.profile == 'paper' and not arguments.data else _prepare(arguments, _to_stderr)
+    dataset = _prepare_or_none(arguments)
     print(config(run, dataset).pretty_text)
 
 
@@ -322,6 +349,29 @@ def _sweep(arguments) -> None:
     cells = tables.sweep(runs, results.collect(runs, dataset, arguments.results), arguments.option)
     print(f'\n{tables.sweep_wide(cells).to_markdown(index=False, disable_numparse=True)}\n')
     print(f'executed notebooks: {place}')
+
+
+def _dryrun(arguments) -> None:
+    from amdlib import dryrun
+    from amdlib.experiments import DRY_RUN, find_row
+    arguments.profile, arguments.data = DRY_RUN.name, Path(arguments.data).resolve()
+    for row in arguments.rows:
+        find_row(row)
+    dryrun.dry_run(_prepare(arguments), arguments.data, arguments.results.resolve(), rows=arguments.rows,
+                   jobs=arguments.jobs, device=arguments.device, keep=arguments.keep)
+
+
+def _cost(arguments) -> None:
+    from amdlib import cost
+    from amdlib.experiments import ROWS, find_profile, find_row, read_settings
+    profile, settings = find_profile(arguments.profile), read_settings(arguments.settings)
+    rows = [find_row(row) for row in arguments.rows or ROWS]
+    dataset = _prepare_or_none(arguments)
+    if arguments.measure:
+        cost.measure(rows, profile, dataset, arguments.results, settings, steps=arguments.steps,
+                      on_cpu=arguments.device == 'cpu')
+    print(cost.write(cost.table(rows, profile, dataset, arguments.results, settings), profile, dataset,
+                      arguments.results).read_text())
 
 
 def _status(arguments) -> None:

@@ -53,7 +53,7 @@ def with_teachers(runs: Iterable[Run]) -> list[Run]:
 def run_missing(runs: Iterable[Run], dataset: Dataset, data: str | Path | None = None, *, jobs: int | None = None,
                 force: bool = False, device: str | None = None, workers: int | None = None,
                 results_dir: Path = results.ROOT / 'results', executed: Mapping[Run, Path] | None = None,
-                line_every_s: float = 20, say=print) -> None:
+                check: Callable[[Run], None] | None = None, line_every_s: float = 20, say=print) -> None:
     """Train what has no valid record, at most `jobs` at once, a student only after its teacher.
 
     An interrupted run goes on from its last whole checkpoint where it can (see train.run_row), unless `force`.
@@ -63,6 +63,7 @@ def run_missing(runs: Iterable[Run], dataset: Dataset, data: str | Path | None =
         workers: processes that load pictures, a GPU.
         executed: runs that `notebooks/experiment.ipynb` makes, each with the place of its executed copy; a run that is
             done is only shown there, where the copy is missing or older than the record.
+        check: called for each run that was made, in this process; a run for which it raises has failed.
     A failed run does not stop the others (its students cannot start); BatchError names all that failed at the end.
     """
     executed = dict(executed or {})
@@ -80,7 +81,7 @@ def run_missing(runs: Iterable[Run], dataset: Dataset, data: str | Path | None =
         waiting.append(run)
     say(f'{len(runs) - len(waiting)} of {len(runs)} runs are done, {len(waiting)} to do, {jobs} at once')
     _Batch(waiting, len(runs), dataset, data, jobs, force, device, Path(results_dir), executed, line_every_s, say,
-           workers).go()
+           workers, check).go()
 
 
 def _is_shown(notebook: Path | None, run: Run, dataset: Dataset, results_dir: Path) -> bool:
@@ -102,6 +103,7 @@ class _Batch:
     line_every_s: float
     say: Callable[[str], None]
     workers: int | None = None
+    check: Callable[[Run], None] | None = None
 
     def __post_init__(self) -> None:
         self.running: dict[Run, _Running] = {}
@@ -185,9 +187,19 @@ class _Batch:
             if child.process.returncode == 0 and found.name == 'done':
                 self.say(f'[{self._done()}] {run.id}: {found.record["numbers"]["mAP"]:.1f} mAP in '
                          f'{minutes(found.record["wall_s"])}')
+                self._check(run)
             else:
                 self.failed[run] = f'exit {child.process.returncode}, {found.name} ({found.why}); log: {child.log}'
+            if run in self.failed:
                 self.say(f'[{self._done()}] {run.id}: FAILED, {self.failed[run]}')
+
+    def _check(self, run: Run) -> None:
+        if self.check is None:
+            return
+        try:
+            self.check(run)
+        except Exception as error:  # whatever it is, the other runs go on
+            self.failed[run] = f'{type(error).__name__}: {error}'
 
     def _done(self) -> str:
         return f'{self.total - self.to_do + self.finished}/{self.total}'

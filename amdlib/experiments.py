@@ -214,6 +214,12 @@ class Profile:
     anchor_scale: float = 1.0            # factor on mmdet's anchor sizes and RepPoints' base scale
     proposals: int = 1000                # of the first stage, in training and testing
     workers: int = 2                     # data loading processes a GPU; 0: the training process reads its own pictures
+    test_batch_size: int = 16
+    log_every: int = 10                  # steps
+    score_thr: float | None = None       # what scores less is not detected; None: mmdet's 0.05
+    published: bool = False              # teachers are published detectors, and students start from published backbones
+    first_images: tuple[int, int] | None = None     # of both splits, where a profile takes only some; see `data`
+    dry_run: bool = False                # its numbers mean nothing and go into no table
     can_show: str = ''                   # in plain words, printed under every table
 
 
@@ -231,14 +237,25 @@ PROFILES = {profile.name: profile for profile in (
             can_show='Real images, an ordinary ResNet-18 and ResNet-50 from scratch: it shows whether distillation '
                      'helps on this data set. It cannot confirm or refute the paper, whose networks are pre-trained '
                      'on millions of images and whose differences are 0.3 to 0.7 mAP.'),
-    Profile('paper', PAPER_IMAGE_PX, 2, {'student': 24},
+    Profile('paper', PAPER_IMAGE_PX, 2, {'student': 24}, test_batch_size=1, log_every=50, published=True,
             can_show="The paper's own experiments on COCO. Differences between methods there are 0.3 to 0.7 mAP, of "
                      'the order of the spread between two runs: report several seeds.'),
 )}
 
 
+# The paper's detectors, losses and recipe on a few small pictures, to see every row run before a machine is hired for
+# it. Random networks reach mmdet's threshold of scores nowhere; without one there is something to evaluate and compare.
+DRY_RUN = replace(
+    PROFILES['paper'], name='dryrun', image_px=(256, 160), epochs={'student': 1}, workers=1, log_every=1, score_thr=0.0,
+    published=False, first_images=(6, 3), dry_run=True,
+    can_show='Random weights, a dry run: these numbers mean nothing. Every detector of the paper in full is trained a '
+             'few steps on a few small pictures: it shows that each row trains, is evaluated, exported and read again.')
+
+
 def find_profile(name: str) -> Profile:
-    """The profile of this name; SettingError lists the names otherwise."""
+    """The profile of this name, the dry run's too; SettingError lists the names otherwise."""
+    if name == DRY_RUN.name:
+        return DRY_RUN
     if name not in PROFILES:
         raise SettingError(f'unknown profile {name!r}; expected one of: {", ".join(PROFILES)}')
     return PROFILES[name]
@@ -330,7 +347,7 @@ class Run:
         At `paper` a teacher is a published detector and a student starts from a published backbone; elsewhere none.
         """
         key = 'checkpoint' if self.row.is_teacher else 'backbone'
-        if self.profile.name != 'paper' or key in self.files():
+        if not self.profile.published or key in self.files():
             return {}
         return {key: _published(self.row, key)}
 
@@ -416,7 +433,7 @@ def _checked(row: Row, profile: Profile, key: str, value):
 
 def _file(row: Row, profile: Profile, key: str, path: Path) -> Path:
     """A weight file, or the published one in a folder."""
-    if path.is_dir() and profile.name == 'paper':
+    if path.is_dir() and profile.published:
         url = _published(row, key)
         if (found := zoo.in_folder(path, url)) is None:
             raise SettingError(f'{key}={path}: the folder has no {zoo.file_name(url)}')
@@ -453,7 +470,7 @@ def config(run: Run, dataset: Dataset | None = None, work_dir: str | Path = '',
         teacher_weights: file with the trained teacher, for rows with a method; None leaves it as initialised.
     Errors: SettingError when the profile needs a data set and none is given.
     """
-    if dataset is None and run.profile.name != 'paper':
+    if dataset is None and not run.profile.published:
         raise SettingError(f'profile {run.profile.name} needs a data set')
     row, profile = run.row, run.profile
     cfg = copy.deepcopy(get_config(row.group.student_config))
@@ -482,7 +499,7 @@ def config(run: Run, dataset: Dataset | None = None, work_dir: str | Path = '',
     cfg.work_dir = str(work_dir)
     # two are kept: where the newest is damaged, the one before serves
     cfg.default_hooks.checkpoint.update(type='WholeCheckpointHook', interval=1, max_keep_ckpts=2, save_best=None)
-    cfg.default_hooks.logger.interval = 10 if profile.name != 'paper' else 50
+    cfg.default_hooks.logger.interval = profile.log_every
     for unused in ('val_dataloader', 'val_evaluator', 'val_cfg', 'tta_model', 'tta_pipeline', 'img_scales'):
         cfg.pop(unused, None)  # nothing is selected on the reported split: it is evaluated once, at the end
     cfg.train_cfg.pop('val_interval', None)
@@ -499,8 +516,10 @@ def _detector(name: str, run: Run, dataset: Dataset | None, is_teacher: bool, ba
         model.backbone.init_cfg = dict(type='Pretrained', checkpoint=backbone) if backbone else None
     elif backbone:
         model.backbone.init_cfg = dict(type='Pretrained', checkpoint=backbone)
-    elif not pretrained:
-        model.backbone.init_cfg = None  # its weights come from the detector's checkpoint
+    elif not (pretrained and run.profile.published):
+        model.backbone.init_cfg = None  # a teacher's weights come from its checkpoint; a dry run's are random
+    if run.profile.score_thr is not None:
+        model.test_cfg.get('rcnn', model.test_cfg).score_thr = run.profile.score_thr
     return model
 
 
@@ -559,8 +578,9 @@ def _set_data(cfg: Config, run: Run, dataset: Dataset | None) -> None:
         # without it what a picture looks like would depend on the number of processes
         train.dataset.pipeline.insert(0, ConfigDict(type='SeedPicture', seed=run.seed))
     train.batch_size = run.batch_size
-    if run.profile.name != 'paper':
-        test.batch_size = 16
+    test.batch_size = run.profile.test_batch_size
+    if 'mask_head' in cfg.model.get('roi_head', {}):    # a teacher that is trained here; students have no masks
+        next(step for step in train.dataset.pipeline if step.type == 'LoadAnnotations').with_mask = True
     if dataset is None:
         cfg.test_evaluator = ConfigDict(type='CocoNumbers', ann_file=cfg.test_evaluator.ann_file)
         return
@@ -634,13 +654,15 @@ def table_runs(table: str, profile: str, group: str | None = None, seeds: str = 
         seeds: '0,1,2' or '0 1 2'.
         settings: recipe and file settings, a dict or as text ('epochs=2 amp=True'); each row takes those that it has
             (`teacher_backbone` is a teacher's `backbone`).
-    Errors: SettingError for an unknown table, group or setting, or seeds that are no numbers.
+    Errors: SettingError for an unknown table, group or setting, a dry run, or seeds that are no numbers.
     """
     table = find_table(table)
+    if find_profile(profile).dry_run:
+        raise SettingError(f'profile {profile} makes no tables: its networks are random and its numbers mean nothing')
     if group and group not in table.groups:
         raise SettingError(f'{table.name} has no group {group!r}; expected one of: {", ".join(table.groups)}')
     numbers = _seeds(seeds)
-    return [Run.of(row, profile, seed, _own(row, settings)) for row in table.rows(group)
+    return [Run.of(row, profile, seed, own_settings(row, settings)) for row in table.rows(group)
             for seed in ([0] if row.is_teacher else numbers)]
 
 
@@ -650,7 +672,7 @@ def row_runs(group: str, names: Iterable[str], profile: str, seed: int = 0, sett
     Errors: SettingError for an unknown row or setting.
     """
     rows = [find_row(f'{group}-{name}') for name in names]
-    return [Run.of(row, profile, 0 if row.is_teacher else seed, _own(row, settings)) for row in rows]
+    return [Run.of(row, profile, 0 if row.is_teacher else seed, own_settings(row, settings)) for row in rows]
 
 
 def sweep_runs(row: str, option: str, values: str, profile: str, seeds: str = '0',
@@ -662,7 +684,7 @@ def sweep_runs(row: str, option: str, values: str, profile: str, seeds: str = '0
     row, words = find_row(row), str(values).replace(',', ' ').split()
     if not words:
         raise SettingError(f'no values of {option} given: expected some, such as 0.5 1.0')
-    own = _own(row, settings)
+    own = own_settings(row, settings)
     runs = [Run.of(row, profile, seed, {**own, option: word}) for word in words for seed in _seeds(seeds)]
     return list(dict.fromkeys(runs))
 
@@ -693,7 +715,7 @@ def _seeds(seeds: str) -> list[int]:
     return numbers
 
 
-def _own(row: Row, settings: str | dict) -> dict:
+def own_settings(row: Row, settings: str | dict) -> dict:
     """Of settings for a whole table those that concern this row, by the row's names for them."""
     given = read_settings(settings) if isinstance(settings, str) else settings
     known = (*RECIPE_SETTINGS, *TEACHER_PASS_SETTINGS, *FILE_SETTINGS['method'])

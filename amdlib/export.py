@@ -21,7 +21,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
-from amdlib import results, weights
+from amdlib import results, tables, weights
 from amdlib.data import Dataset
 from amdlib.experiments import Row, Run, find_profile, find_row, get_config
 
@@ -297,7 +297,7 @@ def _test_images(trained: Config, dataset: Dataset) -> list[Tensor]:
     init_default_scope('mmdet')
     load = Compose([step for step in trained.test_dataloader.dataset.pipeline
                     if step.type not in ('LoadAnnotations', 'PackDetInputs')])
-    names = [image['file_name'] for image in results.coco_images(dataset.test_ann)[:PARITY_IMAGES]]
+    names = [image['file_name'] for image in tables.coco_images(dataset.test_ann)[:PARITY_IMAGES]]
     loaded = [load({'img_path': str(Path(dataset.test_images) / name), 'img_id': 0})['img'] for name in names]
     return [torch.from_numpy(bgr[..., ::-1].transpose(2, 0, 1).astype(np.float32))[None] for bgr in loaded]
 
@@ -316,14 +316,14 @@ def card(record: dict, row: Row, meta: dict, written: dict[str, Path], parity: d
     """Markdown: what the detector is, how it was made, how good it is, and how to load it."""
     classes, run = meta['dataset_meta']['classes'], Run.of(row, record['profile'])
     made = 'a teacher' if row.is_teacher else 'trained alone' if row.method is None else (
-        f'distilled from {results.detector(run.teacher())} by {row.label}')
+        f'distilled from {tables.detector(run.teacher())} by {row.label}')
     settings = ', '.join(f'{key} = {value}' for key, value in record['settings'].items()) or "the row's own"
     clean = {True: '', False: ' with changes that were not committed', None: ''}[record['code'].get('clean')]
     numbers = '\n'.join(f'| {name} | {"–" if value is None else f"{value:.2f}"} |'
                         for name, value in record['numbers'].items())
     parts = [
         f'# {written["config"].stem}',
-        f'{results.detector(run)}, {made}. From the AMD kit (arXiv 2301.13538), row `{row.id}`, profile '
+        f'{tables.detector(run)}, {made}. From the AMD kit (arXiv 2301.13538), row `{row.id}`, profile '
         f'`{record["profile"]}`, seed {record["seed"]}, settings: {settings}.',
         '\n'.join([f'- data: {meta["data"]["name"]} (fingerprint {meta["data"]["fingerprint"]}): '
                    f'{"; ".join(record["data"]["notes"])}',

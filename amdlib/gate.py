@@ -44,10 +44,10 @@ def check(teacher: Run, dataset: Dataset, place: Path, checkpoint: str | Path | 
         file_sha256: of the published or given file; `checkpoint` may be the copy that the teacher's run has kept.
         evaluate: a teacher's Config, checkpoint -> COCO's numbers in percent.
 
-    Returns what was found, for the record; None where nothing is published (profiles other than `paper`).
+    Returns what was found, for the record; None where teachers are not published ones (profiles other than `paper`).
     Errors: TeacherError.
     """
-    if teacher.profile.name != 'paper':
+    if not teacher.profile.published:
         return None
     images, published = _images_wanted(), teacher.row.group.teacher_map_pct
     if not images:

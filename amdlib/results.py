@@ -268,8 +268,10 @@ def commit() -> dict[str, str | bool | None]:
 def collect(runs: list[Run], dataset: Dataset, results: Path = ROOT / 'results') -> pd.DataFrame:
     """One line a run: row, seed, the 12 numbers in percent, and what is behind them.
 
-    Errors: ResultError naming every run that is not done; a stale record is never mixed in.
+    Errors: ResultError naming every run that is not done; a stale record is never mixed in, nor one of a dry run.
     """
+    if dry := [run.id for run in runs if run.profile.dry_run]:
+        raise ResultError(f'{", ".join(dry)}: made with random weights in a dry run; such numbers go into no table')
     states = {run: state(run, dataset, results) for run in runs}
     bad = [f'{run.id} ({found.name}{": " + found.why if found.why else ""})'
            for run, found in states.items() if found.name != 'done']

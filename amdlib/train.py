@@ -28,7 +28,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from mmengine.runner.amp import autocast
 
-from amdlib import checkpoints, data, distributed, gate, mmcv_ext, results, weights
+from amdlib import checkpoints, data, distributed, gate, mmcv_ext, results, tables, weights
 from amdlib.experiments import Run, config, describe_lr
 
 
@@ -312,7 +312,7 @@ def check_it_fits(run: Run, dataset: data.Dataset) -> None:
                             f'--device cpu, in {gpus} processes on the CPU')
     if visible == 0 and 'fp16' in (run.setting('amp'), run.setting('half_teacher')):
         raise TrainingError(f'{run.id}: fp16 needs a GPU; bf16 works on the CPU too')
-    images, step = len(results.coco_images(dataset.train_ann)), run.batch_size * gpus
+    images, step = len(tables.coco_images(dataset.train_ann)), run.batch_size * gpus
     if step > images:
         raise TrainingError(f'{run.id}: a step needs {step} images (batch_size={run.batch_size} on '
                             f'{gpus} GPU{"s" if gpus > 1 else ""}), {dataset.name} has {images} to train on: lower '
@@ -446,9 +446,18 @@ def _train_and_test(job: Job, report: ProgressReport | None, say) -> dict | None
         'train_s': trained_s, 'wall_s': trained_s + time.monotonic() - test_began_s, 'began': began[0],
         'device': torch.cuda.get_device_name() if on_gpu else 'CPU', 'gpus': run.setting('gpus'),
         'threads': torch.get_num_threads(), 'workers': cfg.train_dataloader.num_workers,
-        'peak_memory_bytes': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        'peak_memory_bytes': peak_memory_bytes(),
         'peak_gpu_memory_bytes': torch.cuda.max_memory_allocated() if on_gpu else None,
         'operators': mmcv_ext.backend(), 'host': platform.platform()}
+
+
+def peak_memory_bytes() -> int:
+    """The most memory that this process has had. (Linux's getrusage also counts what the one that started it had.)"""
+    with contextlib.suppress(OSError):
+        for line in Path('/proc/self/status').read_text().splitlines():
+            if line.startswith('VmHWM:'):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 class _TellLearningRate(Hook):

@@ -294,6 +294,21 @@ def test_a_changed_experiment_notebook_is_noticed_before_anything_starts(childre
 
 # ---- failures ---------------------------------------------------------------------------------------------------
 
+def test_a_run_that_does_not_pass_its_check_has_failed(children, go):
+    def check(run):
+        checked.append(run.id)
+        if run.row.is_teacher:
+            raise ValueError('not what it should be')
+    checked = []
+    with pytest.raises(BatchError) as told:
+        go([Run.of('retinanet-amd', 'mini'), Run.of('retinanet-baseline', 'mini')], check=check)
+    assert set(checked) == {'retinanet-teacher-s0', 'retinanet-baseline-s0'}
+    assert str(told.value).splitlines() == [
+        '2 of 3 runs failed:', '  retinanet-teacher-s0: ValueError: not what it should be',
+        '  retinanet-amd-s0: its teacher retinanet-teacher-s0 failed']
+    assert any('retinanet-teacher-s0: FAILED, ValueError' in line for line in go.said)
+
+
 def test_a_failed_run_does_not_stop_others_and_is_named_with_its_log(children, go, dataset, tmp_path):
     children.fail('retinanet-baseline-s1')
     with pytest.raises(BatchError) as told:

@@ -3,7 +3,9 @@ import copy
 import dataclasses
 import gzip
 import json
+import os
 import shutil
+import subprocess
 import sys
 import threading
 
@@ -13,7 +15,7 @@ import torch
 from mmdet.registry import MODELS, VISUALIZERS
 from mmengine.config import Config
 
-from amdlib import experiments, gate, results, train, weights, zoo
+from amdlib import experiments, gate, results, tables, train, weights, zoo
 from amdlib.experiments import GROUPS, ROWS, Run, config, shorter
 from amdlib.train import ProgressReport, TrainingError, describe, minutes, run_row
 from amdlib.zoo import ZooError
@@ -115,7 +117,7 @@ def test_numbers_follow_from_the_stored_detections(dataset, tiny, tmp_path):
                      cfg_options={'model.test_cfg.score_thr': 0.0}, say=lambda *_: None)
     found = results.read_detections(tmp_path / 'detections.json.gz')
     assert len(found) > 50 and {one['image_id'] for one in found} <= {
-        image['id'] for image in results.coco_images(dataset.test_ann)}
+        image['id'] for image in tables.coco_images(dataset.test_ann)}
     assert results.coco_numbers(dataset.test_ann, found) == record['numbers']
     assert all(value == round(value, 2) for one in found for value in one['bbox'])
     assert Config.fromstring(record['config'], '.py').model.test_cfg.score_thr == 0
@@ -596,3 +598,13 @@ def test_progress_json_is_not_written_more_than_once_a_second(tmp_path, clock):
     assert results.read_progress(tmp_path)['step'] == 1
     report.update('train', 10, 10, 0.1)   # but the last step is
     assert results.read_progress(tmp_path)['step'] == 10
+
+
+def test_peak_memory_is_the_process_own():
+    """A process started by a large one is not large itself."""
+    ballast = bytearray(os.urandom(1 << 20)) * 400
+    code = 'from amdlib.train import peak_memory_bytes as p; a = p(); b = bytearray(300 << 20); print(a, p())'
+    small, large = map(int, subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True,
+                                           cwd=results.ROOT).stdout.split()[-2:])
+    assert train.peak_memory_bytes() > len(ballast) and large - small > 250 << 20
+    assert small < train.peak_memory_bytes() - (300 << 20)
