@@ -25,7 +25,7 @@ PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
 PHONY = re.search(r'^\.PHONY: ((?:.*\\\n)*.*)$', MAKEFILE, re.MULTILINE).group(1).replace('\\', '').split()
 PICTURED = [name for name in TARGETS if name.startswith(('table', 'fig'))]      # what the paper shows
 VARIABLES = sorted({name for name in re.findall(r'\$\(([A-Z_0-9]+)\)', MAKEFILE) if not name.startswith('AMD_')}
-                   - {'PY', 'SETUP', 'AMDLIB', 'WHERE', 'SET', 'OWN', 'REPRODUCE', 'MAKEFILE_LIST'})   # the Makefile's own
+                   - {'PY', 'SETUP', 'AMDLIB', 'WHERE', 'SET', 'OWN', 'REPRODUCE', 'MAKEFILE_LIST'})    # its own
 pytestmark = pytest.mark.skipif(shutil.which('make') is None, reason='no make here')
 
 
