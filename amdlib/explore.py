@@ -144,17 +144,16 @@ def mask_figure(picture: features.Picture, f_t: Tensor, phi: float, temperature:
     return plots.mask_view(picture, attention[0], keep_mask(attention, phi)[0, 0], coverage[coverage.level == 0], phi)
 
 
-def mask_grids(picture: features.Picture, f_t: Sequence[Tensor], phis: Sequence[float], temperatures: Sequence[float],
-               level: int, temperature: float) -> list[Figure]:
-    """Masks over phi by temperature, on one level, and over phi by level, at one temperature.
+def mask_grid(picture: features.Picture, lines: dict[str, tuple[Tensor, float]], phis: Sequence[float]) -> Figure:
+    """Masks over phi, a line each for other features or temperatures of the same image.
 
-    Shapes: `f_t` holds (1, C, H, W) a level.
+    Args:
+        lines: by title, the feature of one level (1, C, H, W) and the temperature.
     """
-    def across_phi(feature: Tensor, t: float) -> dict[str, Tensor]:
-        attention = spatial_attention(feature, t)
+    def across_phi(f_t: Tensor, temperature: float) -> dict[str, Tensor]:
+        attention = spatial_attention(f_t, temperature)
         return {f'phi = {phi:g}': keep_mask(attention, phi)[0, 0] for phi in phis}
-    return [plots.mask_grid(picture, {f'T = {t:g}': across_phi(f_t[level], t) for t in temperatures}),
-            plots.mask_grid(picture, {f'level {i}': across_phi(f, temperature) for i, f in enumerate(f_t)})]
+    return plots.mask_grid(picture, {title: across_phi(*line) for title, line in lines.items()})
 
 
 class MaskExplorer(widgets.VBox):

@@ -205,7 +205,9 @@ def test_the_figure_stands_images_without_boxes_and_levels_without_masks(dataset
     for size in (1, 2, 16):
         figure = explore.mask_figure(bare, torch.ones(1, 8, size, size), phi=1.0, temperature=0.5)
         figure.canvas.draw()
-    assert explore.mask_grids(bare, [torch.ones(1, 8, 1, 1)], [1.0], [0.5], 0, 0.5)
+    grid = explore.mask_grid(bare, {'T = 1': (torch.ones(1, 8, 1, 1), 1.0), 'T = 2': (torch.ones(1, 8, 2, 2), 2.0)},
+                             [0.5, 1.0, 2.0])
+    assert [axis.get_xlabel() for axis in grid.axes] == ['100 % masked', '0 % masked', '0 % masked'] * 2
 
 
 @pytest.mark.slow     # an interpreter of its own imports mmdet again
