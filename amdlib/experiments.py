@@ -717,7 +717,8 @@ def _seeds(seeds: str) -> list[int]:
 
 def own_settings(row: Row, settings: str | dict) -> dict:
     """Of settings for a whole table those that concern this row, by the row's names for them."""
-    given = read_settings(settings) if isinstance(settings, str) else settings
+    pairs = read_settings(settings) if isinstance(settings, str) else settings or {}
+    given = {key: value for key, value in pairs.items() if value not in (None, '')}     # empty ones do not count
     known = (*RECIPE_SETTINGS, *TEACHER_PASS_SETTINGS, *FILE_SETTINGS['method'])
     if unknown := [key for key in given if key not in known]:
         raise SettingError(f'a table has no setting {unknown[0]!r}; it has: {", ".join(known)}')

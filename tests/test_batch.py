@@ -87,7 +87,7 @@ def children(tmp_path, monkeypatch):
     def state(run, dataset, results_dir):
         place = results.run_folder(run, dataset, results_dir)
         record = place / 'record.json'
-        return State('done', '', json.loads(record.read_text())) if record.exists() else results._unfinished(place)
+        return State('done', '', json.loads(record.read_text())) if record.exists() else results.unfinished(place)
     monkeypatch.setattr(batch.results, 'state', state)
     return Children(tmp_path, monkeypatch)
 

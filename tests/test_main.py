@@ -20,7 +20,7 @@ from amdlib.targets import TARGETS
 
 ROOT = Path(cli.__file__).parents[1]
 COMMANDS = ('list', 'values', 'show', 'run', 'data', 'table', 'export', 'notebook', 'reproduce', 'sweep', 'status',
-            'report', 'doctor')
+            'report', 'cost', 'dryrun', 'doctor')
 
 
 @pytest.fixture(scope='module')

@@ -10,7 +10,7 @@ from mmdet.registry import MODELS
 from mmengine.hub import get_config
 from mmengine.optim import build_optim_wrapper
 
-from amdlib import results
+from amdlib import tables
 from amdlib.distill import tap
 from amdlib.experiments import GROUPS, Run, config
 from amdlib.values import as_text, paper_values
@@ -125,14 +125,13 @@ def test_values_of_the_rivals(values):
 
 @needs_page
 def test_detectors_teachers_and_their_aps(values):
-    paper = results.paper_table('I').set_index(['group', 'row'])
     for group, cells in table("Detectors and teachers (mmdet 3.3.0's own configs and model zoo)").items():
         student, teacher, checkpoint, box_ap = cells
         name, student_ap = re.fullmatch(r'`(\S+)` \(([\d.]+)\)', student).groups()
         wanted = {'student': name, 'teacher': teacher.strip('`'), 'checkpoint': checkpoint.strip('`')}
         assert {key: values['detectors', key, group].value for key in wanted} == wanted
-        assert results.paper_value(paper, group, 'Teacher', 'mAP') == float(box_ap)
-        assert results.paper_value(paper, group, 'baseline', 'mAP') == float(student_ap)
+        assert tables.paper_value('I', group, 'Teacher', 'mAP') == float(box_ap)
+        assert tables.paper_value('I', group, 'baseline', 'mAP') == float(student_ap)
 
 
 @needs_page
