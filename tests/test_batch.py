@@ -357,7 +357,7 @@ def test_a_killed_child_leaves_the_others_unharmed_and_the_next_call_makes_it_al
     monkeypatch.setenv('HANGING', '')
     children.events_file.write_text('')
     said = go(runs)
-    assert said[:2] == [f'{runs[1].id} is failed (killed at step 3 of 9): it is run again',
+    assert said[:2] == [f'{runs[1].id} is failed (killed at step 3 of 9): it goes on where it can',
                         '3 of 4 runs are done, 1 to do, 2 at once']
     assert children.started() == [runs[1].id] and (places[1] / 'record.json').is_file()
 
