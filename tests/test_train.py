@@ -10,7 +10,7 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
 
-from amdlib import results, train, weights
+from amdlib import data, results, train, weights
 from amdlib.experiments import Run, shorter
 from amdlib.train import ProgressReport, TrainingError, describe, minutes, run_row
 
@@ -70,7 +70,7 @@ def test_a_run_leaves_a_record_with_every_promised_field(trained, dataset, tiny,
     progress = results.read_progress(folder)
     assert progress['phase'] == 'done' and not (folder / 'error.txt').exists()
     assert sorted(path.name for path in folder.iterdir()) == [
-        'detections.json.gz', 'mmengine', 'progress.json', 'record.json', 'weights.pth']
+        'detections.json.gz', 'mmengine', 'progress.json', 'record.json', 'scalars.jsonl', 'weights.pth']
     assert not list(folder.glob('mmengine/**/*.pth'))      # optimizer state goes when a run is done
     assert not list(folder.glob('mmengine/**/vis_data'))   # also of a run that was not the first in its process
     assert list(folder.glob('mmengine/*/*.log'))
@@ -111,7 +111,7 @@ def test_numbers_follow_from_the_stored_detections(dataset, tiny, tmp_path):
                      cfg_options={'model.test_cfg.score_thr': 0.0}, say=lambda *_: None)
     found = results.read_detections(tmp_path / 'detections.json.gz')
     assert len(found) > 50 and {one['image_id'] for one in found} <= {
-        image['id'] for image in results.coco_images(dataset.test_ann)}
+        image['id'] for image in data.coco_images(dataset.test_ann)}
     assert results.coco_numbers(dataset.test_ann, found) == record['numbers']
     assert all(value == round(value, 2) for one in found for value in one['bbox'])
     assert Config.fromstring(record['config'], '.py').model.test_cfg.score_thr == 0
