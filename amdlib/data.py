@@ -107,6 +107,11 @@ def check(ann: Path, images: Path, split: str) -> list[str]:
     return found.problems + [f'{ann}: degenerate {box}' for box in found.degenerate]
 
 
+def coco_images(ann_file: Path) -> list[dict]:
+    """The images of a COCO file."""
+    return json.loads(Path(ann_file).read_text())['images']
+
+
 def fingerprint(parts: Iterable) -> str:
     """16 hex digits (sha256) of JSON values; the order of the parts counts, that of the keys in them does not."""
     digest = hashlib.sha256()

@@ -21,7 +21,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
-from amdlib import results, tables, weights
+from amdlib import data, results, tables, weights
 from amdlib.data import Dataset
 from amdlib.experiments import Row, Run, find_profile, find_row, get_config
 
@@ -297,7 +297,7 @@ def _test_images(trained: Config, dataset: Dataset) -> list[Tensor]:
     init_default_scope('mmdet')
     load = Compose([step for step in trained.test_dataloader.dataset.pipeline
                     if step.type not in ('LoadAnnotations', 'PackDetInputs')])
-    names = [image['file_name'] for image in tables.coco_images(dataset.test_ann)[:PARITY_IMAGES]]
+    names = [image['file_name'] for image in data.coco_images(dataset.test_ann)[:PARITY_IMAGES]]
     loaded = [load({'img_path': str(Path(dataset.test_images) / name), 'img_id': 0})['img'] for name in names]
     return [torch.from_numpy(bgr[..., ::-1].transpose(2, 0, 1).astype(np.float32))[None] for bgr in loaded]
 

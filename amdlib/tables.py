@@ -7,13 +7,12 @@ commit).
 from __future__ import annotations
 
 import functools
-import json
 import re
 from pathlib import Path
 
 import pandas as pd
 
-from amdlib.data import Dataset
+from amdlib.data import Dataset, coco_images
 from amdlib.experiments import GROUPS, TABLES, Group, Profile, Run, Table, find_profile, find_table
 from amdlib.results import ROOT
 
@@ -206,11 +205,6 @@ def _found(table: Table, rows: pd.DataFrame, group: Group) -> list[str]:
                      f"difference from the baseline ({gain:+.1f} mAP) does not come from the teacher's features. What "
                      f'is left: {started} gradient clipping, which counts the gradients of the generation block too.')
     return lines
-
-
-def coco_images(ann_file: Path) -> list[dict]:
-    """The images of a COCO file."""
-    return json.loads(Path(ann_file).read_text())['images']
 
 
 # ---- files ------------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from mmengine.runner.amp import autocast
 
-from amdlib import checkpoints, data, distributed, gate, mmcv_ext, results, tables, weights
+from amdlib import checkpoints, data, distributed, gate, mmcv_ext, results, weights
 from amdlib.experiments import Run, config, describe_lr
 
 
@@ -312,7 +312,7 @@ def check_it_fits(run: Run, dataset: data.Dataset) -> None:
                             f'--device cpu, in {gpus} processes on the CPU')
     if visible == 0 and 'fp16' in (run.setting('amp'), run.setting('half_teacher')):
         raise TrainingError(f'{run.id}: fp16 needs a GPU; bf16 works on the CPU too')
-    images, step = len(tables.coco_images(dataset.train_ann)), run.batch_size * gpus
+    images, step = len(data.coco_images(dataset.train_ann)), run.batch_size * gpus
     if step > images:
         raise TrainingError(f'{run.id}: a step needs {step} images (batch_size={run.batch_size} on '
                             f'{gpus} GPU{"s" if gpus > 1 else ""}), {dataset.name} has {images} to train on: lower '

@@ -17,7 +17,7 @@ from mmengine.config import Config
 from mmengine.hub import get_config
 
 from amdlib import export as module
-from amdlib import results, tables, weights
+from amdlib import data, results, weights
 from amdlib.__main__ import main
 from amdlib.experiments import GROUPS, PROFILES, ROWS, Run, config, find_row
 from amdlib.export import ExportError, RetinaNetBoxes, check_onnx, export, mmdet_config, write_onnx
@@ -112,7 +112,7 @@ def test_stock_mmdet_finds_what_the_run_found(dataset, tmp_path, exported, group
     record = run_row(run, dataset, tmp_path, **QUIET)
     place = results.run_folder(run, dataset, tmp_path)
     written = exported(run.id, files={'checkpoint': str(given)})
-    images = tables.coco_images(dataset.test_ann)
+    images = data.coco_images(dataset.test_ann)
     ended = subprocess.run(
         [sys.executable, '-c', STOCK, written['config'], written['weights'],
          *(dataset.test_images / image['file_name'] for image in images)],

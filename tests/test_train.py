@@ -15,7 +15,7 @@ import torch
 from mmdet.registry import MODELS, VISUALIZERS
 from mmengine.config import Config
 
-from amdlib import experiments, gate, results, tables, train, weights, zoo
+from amdlib import data, experiments, gate, results, train, weights, zoo
 from amdlib.experiments import GROUPS, ROWS, Run, config, shorter
 from amdlib.train import ProgressReport, TrainingError, describe, minutes, run_row
 from amdlib.zoo import ZooError
@@ -117,7 +117,7 @@ def test_numbers_follow_from_the_stored_detections(dataset, tiny, tmp_path):
                      cfg_options={'model.test_cfg.score_thr': 0.0}, say=lambda *_: None)
     found = results.read_detections(tmp_path / 'detections.json.gz')
     assert len(found) > 50 and {one['image_id'] for one in found} <= {
-        image['id'] for image in tables.coco_images(dataset.test_ann)}
+        image['id'] for image in data.coco_images(dataset.test_ann)}
     assert results.coco_numbers(dataset.test_ann, found) == record['numbers']
     assert all(value == round(value, 2) for one in found for value in one['bbox'])
     assert Config.fromstring(record['config'], '.py').model.test_cfg.score_thr == 0
