@@ -34,6 +34,7 @@ class WholeCheckpointHook(CheckpointHook):
         super().__init__(*args, **kwargs)
         self._loaded: dict = {}
         self._processes: list[dict] = []
+        self._began_s = time.monotonic()    # again when training begins
         self.resumed_from: list[int] = []
 
     @property

@@ -343,7 +343,7 @@ def nowhere(tmp_path, monkeypatch):
 @pytest.fixture
 def published(dataset, tiny, nowhere, monkeypatch):
     """The profile `paper` at the size of `tiny`, with published files to it: (profile, files by setting, publish)."""
-    paper = shorter(tiny, name='paper')
+    paper = shorter(tiny, name='paper', published=True)
 
     def save(name, state):
         weights.write_weights(nowhere / 'new', state, {})

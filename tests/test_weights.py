@@ -272,8 +272,7 @@ def test_a_failed_write_leaves_the_target_as_it_was(tmp_path, monkeypatch):
     before = path.read_bytes()
 
     def full(_content, file):
-        with open(file, 'wb') as half:
-            half.write(b'half')
+        file.write(b'half')
         raise OSError('no space left on device')
     monkeypatch.setattr(torch, 'save', full)
     with pytest.raises(OSError, match='no space'):
