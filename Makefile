@@ -9,12 +9,20 @@ PROFILE ?= mini
 PY      := $(VENV)/bin/python
 SETUP   := $(VENV)/.setup-done
 # unset variables are passed on as nothing, so that every default is written once, in the notebook or in amdlib
-RUN     := $(PY) -m amdlib
+AMDLIB  := $(PY) -m amdlib
 WHERE    = --profile $(PROFILE) $(if $(DATA),--data "$(DATA)")
 # settings of every run, quoted as in a shell: 'backbone=a folder/r18.pth'
 pair     = $(if $(2),'$(1)=$(2)')
 OWN      = $(call pair,epochs,$(filter-out 0,$(EPOCHS))) $(call pair,backbone,$(BACKBONE)) \
-           $(call pair,teacher_backbone,$(TEACHER_BACKBONE)) $(call pair,teacher_checkpoint,$(TEACHER))
+           $(call pair,teacher_backbone,$(TEACHER_BACKBONE)) $(call pair,teacher_checkpoint,$(TEACHER)) \
+           $(call pair,gpus,$(GPUS)) $(call pair,batch_size,$(BATCH_SIZE)) $(call pair,accumulate,$(ACCUMULATE)) \
+           $(call pair,lr,$(LR)) $(call pair,amp,$(AMP)) $(call pair,half_teacher,$(HALF_TEACHER))
+# what changes no number reaches every process of a batch through the environment
+export AMD_WEIGHTS       := $(or $(WEIGHTS),$(AMD_WEIGHTS))
+export AMD_MIRRORS       := $(or $(MIRRORS),$(AMD_MIRRORS))
+export AMD_TEACHER_CHECK := $(if $(filter-out 0,$(SKIP_TEACHER_CHECK)),0,$(AMD_TEACHER_CHECK))
+export AMD_TENSORBOARD   := $(or $(TENSORBOARD),$(AMD_TENSORBOARD))
+export AMD_WORKERS       := $(or $(WORKERS),$(AMD_WORKERS))
 # a parameter of the notebook, where the variable has a value
 set      = $(if $(2),--set "$(1)=$(2)")
 SET      = $(call set,group,$(GROUP)) $(call set,seeds,$(strip $(SEEDS))) $(call set,values,$(strip $(PHI))) \
@@ -22,11 +30,11 @@ SET      = $(call set,group,$(GROUP)) $(call set,seeds,$(strip $(SEEDS))) $(call
            $(call set,settings,$(strip $(OWN) $(SETTINGS)))
 
 # reproduce-fig4 -> fig4; the command line takes the rest
-REPRODUCE = @$(RUN) reproduce $(@:reproduce-%=%) $(WHERE) $(SET)
+REPRODUCE = @$(AMDLIB) reproduce $(@:reproduce-%=%) $(WHERE) $(SET)
 
 .PHONY: help setup doctor list data reproduce-table1 reproduce-table2 reproduce-table3 reproduce-table4 \
         reproduce-table5 reproduce-table6 reproduce-fig1 reproduce-fig3 reproduce-fig4 sweep-phi reproduce-all status \
-        report lab test test-fast lint goldens lock clean
+        export paper-dryrun cost values report lab test test-fast lint goldens lock clean
 
 help:  ## this text
 	@echo 'The AMD kit: rerun "AMD: Adaptive Masked Distillation for Object Detection" (arXiv 2301.13538)'
@@ -47,7 +55,21 @@ help:  ## this text
 #? BACKBONE weight file for the students' backbones (small, paper); default: from scratch, in paper as mmdet has it
 #? TEACHER_BACKBONE the same for the teacher
 #? TEACHER weight file of a whole teacher detector, instead of training one; with one GROUP
-#? SETTINGS other settings of every run, such as "batch_size=8 amp=True" (make list tells more)
+#? WEIGHTS folder with published weights (teachers, ImageNet backbones), for PROFILE=paper
+#? MIRRORS addresses or folders to look for published weights before their home
+#? SKIP_TEACHER_CHECK 1 trains although a published teacher's mAP was not checked
+#? GPUS train each run on so many GPUs together; the learning rate follows
+#? BATCH_SIZE images a step and GPU; the learning rate follows
+#? ACCUMULATE steps of which the gradients are added before the weights change
+#? LR learning rate, taken as it is
+#? AMP bf16 or fp16: mixed precision
+#? HALF_TEACHER bf16 or fp16: the frozen teacher's forward pass alone
+#? WORKERS processes that load pictures, a GPU; changes no number
+#? TENSORBOARD 1 writes what is logged for TensorBoard too
+#? SETTINGS other settings of every run, such as "tf32=True channels_last=True fused=True compile_teacher=True"
+#? RUN name of the run to export, such as retinanet-amd-s0
+#? MEASURE 1 has cost time a few steps of each row on this machine's GPU
+#? ONNX 1 exports the run as ONNX too
 #? PYTHON interpreter for make setup, 3.11 or newer; default: python3
 #? PUBLIC folder of the public code, for make goldens (see tests/goldens/)
 #? VENV folder of the virtual environment; default: .venv
@@ -64,13 +86,13 @@ $(SETUP): requirements.lock pyproject.toml
 	@touch $@
 
 doctor: $(SETUP)  ## print versions, GPU, operators in use, what is missing and how to mend it
-	@$(RUN) doctor
+	@$(AMDLIB) doctor
 
 list: $(SETUP)  ## list every row with the paper's value
-	@$(RUN) list
+	@$(AMDLIB) list
 
 data: $(SETUP)  ## prepare and check the data set of PROFILE
-	@$(RUN) data $(WHERE)
+	@$(AMDLIB) data $(WHERE)
 
 reproduce-table1: $(SETUP)  ## Table I, the methods compared: train what is missing, evaluate, show it beside the paper's
 	$(REPRODUCE)
@@ -102,13 +124,25 @@ reproduce-fig4: $(SETUP)  ## Fig. 4, mAP and mAR over phi (RepPoints, or GROUP)
 sweep-phi: reproduce-fig4  ## the same, for the values PHI: one executed notebook a value, then Fig. 4
 
 reproduce-all: $(SETUP)  ## every table and figure: train what is missing, execute every notebook, then the report
-	@code=0; $(RUN) reproduce all $(WHERE) $(SET) || code=$$?; $(RUN) report $(WHERE); exit $$code
+	@code=0; $(AMDLIB) reproduce all $(WHERE) $(SET) || code=$$?; $(AMDLIB) report $(WHERE); exit $$code
 
 status: $(SETUP)  ## which runs are done, running, failed, stale or missing, and why
-	@$(RUN) status $(WHERE) $(SET)
+	@$(AMDLIB) status $(WHERE) $(SET)
+
+export: $(SETUP)  ## write the detector of RUN as files for stock mmdet (ONNX=1: and as ONNX)
+	@$(AMDLIB) export $(RUN) $(WHERE) $(if $(filter-out 0,$(ONNX)),--onnx)
+
+paper-dryrun: $(SETUP)  ## every row a few steps at the paper's architectures, with random weights (needs DATA)
+	@$(AMDLIB) dryrun $(if $(DATA),--data "$(DATA)") $(if $(JOBS),--jobs $(JOBS)) $(if $(DEVICE),--device $(DEVICE))
+
+cost: $(SETUP)  ## steps, measured seconds a step, memory and GPU-hours of each row (MEASURE=1 times them here)
+	@$(AMDLIB) cost $(WHERE) $(if $(filter-out 0,$(MEASURE)),--measure)
+
+values: $(SETUP)  ## every value of the paper's experiments with its source
+	@$(AMDLIB) values
 
 report: $(SETUP)  ## gather what is there in a static web site, results/<profile>/report/index.html
-	@$(RUN) report $(WHERE)
+	@$(AMDLIB) report $(WHERE)
 
 lab: $(SETUP)  ## open the notebooks in JupyterLab
 	PATH="$(abspath $(VENV))/bin:$$PATH" $(VENV)/bin/jupyter lab --notebook-dir notebooks

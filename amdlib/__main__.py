@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import importlib
 import os
 import sys
@@ -24,9 +25,13 @@ def main(words: list[str] | None = None) -> int:
         return doctor()
     if getattr(arguments, 'device', None):
         _choose_device(arguments.device)
+    from amdlib import zoo
     from amdlib.batch import BatchError
+    from amdlib.cost import CostError
     from amdlib.data import DataError
+    from amdlib.dryrun import DryRunError
     from amdlib.experiments import SettingError
+    from amdlib.export import ExportError
     from amdlib.notebooks import NotebookError
     from amdlib.report import ReportError
     from amdlib.results import ResultError
@@ -34,9 +39,11 @@ def main(words: list[str] | None = None) -> int:
     from amdlib.train import TrainingError
     from amdlib.weights import WeightsError
     try:
+        _choose_teachers(arguments)
+        os.environ.update(zoo.environment())    # notebooks and batches work in other folders
         return arguments.do(arguments) or 0
-    except (BatchError, DataError, SettingError, NotebookError, ReportError, ResultError, TargetError, TrainingError,
-            WeightsError, FileNotFoundError) as error:
+    except (BatchError, CostError, DataError, DryRunError, SettingError, ExportError, NotebookError, ReportError,
+            ResultError, TargetError, TrainingError, WeightsError, FileNotFoundError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -55,25 +62,41 @@ def _parser() -> argparse.ArgumentParser:
 
     where = argparse.ArgumentParser(add_help=False)
     where.add_argument('--profile', default='mini', help='mini (default), small or paper')
-    where.add_argument('--data', metavar='DIR', help='data set folder, for the profiles small and paper')
+    where.add_argument('--data', metavar='DIR', help='data set folder, for the profiles small and paper (and dryrun)')
     where.add_argument('--results', type=Path, default=ROOT / 'results', metavar='DIR', help='default: results/')
     changes = argparse.ArgumentParser(add_help=False)
     changes.add_argument('--seed', type=int, default=0)
     changes.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', dest='settings',
-                         help='epochs, batch_size, lr, amp, a weight file (backbone, teacher_backbone, '
+                         help='epochs, batch_size, lr (taken as it is, not scaled), accumulate (steps an update), '
+                              'gpus, a switch for speed (amp and half_teacher: bf16 or fp16; tf32, channels_last, '
+                              'fused, compile_teacher: True), a weight file (backbone, teacher_backbone, '
                               "teacher_checkpoint), or an argument of the method's loss such as phi; repeatable, part "
                               "of the run's name")
 
+    teachers = argparse.ArgumentParser(add_help=False)
+    teachers.add_argument('--weights', metavar='DIR',
+                          help='folder with published weights, for the profile paper (or AMD_WEIGHTS)')
+    teachers.add_argument('--teacher-check-images', type=int, metavar='N',
+                          help="images on which a published teacher's mAP is checked before training; default 300")
+    teachers.add_argument('--skip-teacher-check', action='store_true', help='train whatever the teacher is like')
+
     add('list', _list, 'list every row with the paper\'s value')
+    add('values', _values, "print every value of the paper's experiments with its source")
     show = add('show', _show, "print a run's whole mmengine config as Python text", where, changes)
     show.add_argument('row')
-    run = add('run', _run, 'train and evaluate one row (and its teacher, where that is missing)', where, changes)
+    run = add('run', _run, 'train and evaluate one row (and its teacher, where that is missing)', where, changes,
+              teachers)
     run.add_argument('row')
     run.add_argument('--device', help='cpu, cuda or cuda:N; default: a GPU where there is one')
     run.add_argument('--force', action='store_true', help='train again although the run is done')
     run.add_argument('--work-dir', metavar='DIR', help='put the run here, outside the tables')
-    run.add_argument('--resume', action='store_true', help='go on from the last checkpoint of an unfinished run')
-    run.add_argument('--amp', action='store_true', help='mixed precision; the same as --set amp=True')
+    run.add_argument('--resume', action='store_true', help='an error unless the run goes on from a checkpoint (it does '
+                                                           'so anyway where an interrupted run can go on)')
+    run.add_argument('--gpus', type=int, metavar='N', help='train on N GPUs together; the same as --set gpus=N')
+    run.add_argument('--amp', action='store_true', help="mixed precision as mmdet's --amp; the same as --set amp=fp16")
+    run.add_argument('--workers', type=int, metavar='N', help='processes that load pictures, a GPU; changes no number')
+    run.add_argument('--tensorboard', action='store_true',
+                     help="write what is logged into tensorboard/ of the run's folder; the same as AMD_TENSORBOARD=1")
     run.add_argument('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE',
                      help="change mmengine's config by dotted keys; needs --work-dir")
     add('data', _data, 'prepare and check a data set', where)
@@ -83,16 +106,26 @@ def _parser() -> argparse.ArgumentParser:
     table.add_argument('--seeds', default='0', help='comma-separated; default 0')
     table.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', dest='settings',
                        help='a setting that its runs were made with, such as epochs=2')
+    export = add('export', _export, 'write the detector of a finished run as files for stock mmdet', where)
+    export.add_argument('run', help="name of the run's folder, such as retinanet-amd-s0, or the folder")
+    export.add_argument('--output', metavar='DIR', help="default: export/ in the run's folder")
+    export.add_argument('--onnx', action='store_true', help='also as ONNX, compared with torch (RetinaNet)')
+    export.add_argument('--stale-ok', action='store_true', help='although the run would be made again now')
+    export.add_argument('--set', action='append', default=[], metavar='KEY=FILE', dest='files',
+                        help='a weight file that the run was made with; repeatable')
     parameters = argparse.ArgumentParser(add_help=False)
     parameters.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', dest='settings',
                             help='a parameter of the notebook; an unknown one is an error')
-    notebook = add('notebook', _notebook, 'execute a notebook by papermill; its output appears here', where, parameters)
+    notebook = add('notebook', _notebook, 'execute a notebook by papermill; its output appears here', where, parameters,
+                   teachers)
     notebook.add_argument('name', help='file name in notebooks/, without .ipynb')
     notebook.add_argument('--output', metavar='NAME', help='of the executed copy, below results/; default: the same')
     notebook.add_argument('--device', help='what a run in the notebook uses: cpu, cuda or cuda:N')
-    reproduce = add('reproduce', _reproduce, 'train what targets lack and execute their notebooks', where, parameters)
+    reproduce = add('reproduce', _reproduce, 'train what targets lack and execute their notebooks', where, parameters,
+                    teachers)
     reproduce.add_argument('targets', nargs='+', help='table1 ... table6, fig1, fig3, fig4, or all')
-    sweep = add('sweep', _sweep, 'run a row with several values of one option, an executed notebook each', where)
+    sweep = add('sweep', _sweep, 'run a row with several values of one option, an executed notebook each', where,
+                teachers)
     sweep.add_argument('row')
     sweep.add_argument('option', help="an argument of the method's loss, such as phi, temperature or mask_ratio")
     sweep.add_argument('values', nargs='+')
@@ -101,6 +134,22 @@ def _parser() -> argparse.ArgumentParser:
                        help='another setting of every run, such as epochs=2')
     sweep.add_argument('--jobs', type=int, help='runs at once; default: one a GPU, or one a core (four at most)')
     sweep.add_argument('--device', help='cpu, cuda or cuda:N; default: a GPU where there is one')
+    dryrun = add('dryrun', _dryrun, "run every row a few steps at the paper's full architectures with random weights; "
+                                    'evaluate, export and read it again')
+    dryrun.add_argument('rows', nargs='*', help='default: all rows; teachers come along')
+    dryrun.add_argument('--data', required=True, metavar='DIR', help='COCO 2017, or a few images of it')
+    dryrun.add_argument('--results', type=Path, default=ROOT / 'results', metavar='DIR', help='default: results/')
+    dryrun.add_argument('--jobs', type=int, help='rows at once; default: one a GPU, or one a core (four at most)')
+    dryrun.add_argument('--device', help='cpu, cuda or cuda:N; default: a GPU where there is one')
+    dryrun.add_argument('--keep', action='store_true', help='leave weights and exported files, some 300 MB a row')
+    cost = add('cost', _cost, 'print steps, measured seconds a step, memory and GPU-hours of each row', where)
+    cost.add_argument('rows', nargs='*', help='default: all rows')
+    cost.add_argument('--set', action='append', default=[], metavar='KEY=VALUE', dest='settings',
+                      help='recipe of the runs, such as gpus=8 or amp=bf16; repeatable')
+    cost.add_argument('--measure', action='store_true',
+                      help='first time a few steps of each row on made images of full size, on a GPU')
+    cost.add_argument('--steps', type=int, default=20, help='that are timed; default 20')
+    cost.add_argument('--device', help='of the measurement; default: a GPU, without which it is an error')
     status = add('status', _status, 'say which runs are done, running, failed, stale or missing, and why', where,
                  parameters)
     status.add_argument('targets', nargs='*', help='as for reproduce; default: all')
@@ -118,17 +167,38 @@ def _choose_device(device: str) -> None:
         os.environ['CUDA_VISIBLE_DEVICES'] = ''
         return
     import torch
-    if number:
-        os.environ['CUDA_VISIBLE_DEVICES'] = number
+    if number:  # the N-th of those that are visible, which need not be all
+        visible = os.environ.get('CUDA_VISIBLE_DEVICES')
+        cards = dict(enumerate(visible.split(','))) if visible is not None else {int(number): number}
+        os.environ['CUDA_VISIBLE_DEVICES'] = cards.get(int(number), '')
     if not torch.cuda.is_available():
         raise SystemExit(f'error: --device {device}: torch sees no such GPU (python -m amdlib doctor tells more)')
+
+
+def _choose_teachers(arguments) -> None:
+    """Into the environment, through which it reaches notebooks and the processes of a batch."""
+    if getattr(arguments, 'weights', None):
+        os.environ['AMD_WEIGHTS'] = arguments.weights
+    if getattr(arguments, 'teacher_check_images', None) is not None:
+        os.environ['AMD_TEACHER_CHECK'] = str(arguments.teacher_check_images)
+    if getattr(arguments, 'skip_teacher_check', False):
+        os.environ['AMD_TEACHER_CHECK'] = '0'
 
 
 def _prepare(arguments, say=print):
     from amdlib import data
     from amdlib.experiments import find_profile
-    find_profile(arguments.profile)
-    return data.prepare(arguments.profile, Path(arguments.data) if arguments.data else None, ROOT / 'data', log=say)
+    profile = find_profile(arguments.profile)
+    return data.prepare(arguments.profile, Path(arguments.data) if arguments.data else None, ROOT / 'data', log=say,
+                        first_images=profile.first_images)
+
+
+def _prepare_or_none(arguments):
+    """The data set; None where none is given and the profile's Config can do without."""
+    from amdlib.experiments import find_profile
+    if find_profile(arguments.profile).published and not arguments.data:
+        return None
+    return _prepare(arguments, _to_stderr)
 
 
 def _to_stderr(*words) -> None:
@@ -154,10 +224,15 @@ def _list(_arguments) -> None:
           'ratio, inheriting; see README')
 
 
+def _values(_arguments) -> None:
+    from amdlib.values import as_text, paper_values
+    print(as_text(paper_values()))
+
+
 def _show(arguments) -> None:
     from amdlib.experiments import Run, config, read_settings
     run = Run.of(arguments.row, arguments.profile, arguments.seed, read_settings(arguments.settings))
-    dataset = None if arguments.profile == 'paper' and not arguments.data else _prepare(arguments, _to_stderr)
+    dataset = _prepare_or_none(arguments)
     print(config(run, dataset).pretty_text)
 
 
@@ -166,15 +241,39 @@ def _run(arguments) -> None:
     from amdlib.train import run_row
     settings = read_settings(arguments.settings)
     if arguments.amp:
-        settings['amp'] = 'True'
+        settings['amp'] = 'fp16'
+    if arguments.gpus is not None:
+        settings['gpus'] = arguments.gpus
     run = Run.of(arguments.row, arguments.profile, arguments.seed, settings)
     options = None
     if arguments.cfg_options:
-        from mmengine.config import DictAction
-        options = {key: DictAction._parse_iterable(value)
-                   for key, value in read_settings(arguments.cfg_options).items()}
+        options = {key: _option(value) for key, value in read_settings(arguments.cfg_options).items()}
     run_row(run, _prepare(arguments), arguments.results, force=arguments.force, resume=arguments.resume,
-            work_dir=arguments.work_dir, cfg_options=options)
+            work_dir=arguments.work_dir, cfg_options=options, workers=_workers(arguments.workers),
+            tensorboard=arguments.tensorboard)
+
+
+def _workers(given: int | None) -> int | None:
+    """As given, or AMD_WORKERS, which reaches the processes of a batch."""
+    text = os.environ.get('AMD_WORKERS', '')
+    if given is None and text:
+        from amdlib.experiments import SettingError
+        if not text.isdigit():
+            raise SettingError(f'AMD_WORKERS={text}: expected a number of processes')
+        return int(text)
+    return given
+
+
+def _option(text: str):
+    """A value of --cfg-options as mmdet's tools read it, and also with dicts, such as those of vis_backends."""
+    if '{' not in text:
+        from mmengine.config import DictAction
+        return DictAction._parse_iterable(text)
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        from amdlib.experiments import SettingError
+        raise SettingError(f"--cfg-options: {text!r} is no Python literal, such as [{{'type': 'Name'}}]") from None
 
 
 def _data(arguments) -> None:
@@ -209,6 +308,15 @@ def _given(arguments) -> dict[str, str]:
     return given
 
 
+def _export(arguments) -> None:
+    from amdlib import export
+    from amdlib.experiments import read_settings
+    arguments.profile = export.profile_of(arguments.run) or arguments.profile
+    export.export(arguments.run, arguments.profile, _prepare(arguments, _to_stderr), arguments.results,
+                  output=arguments.output, onnx=arguments.onnx, files=read_settings(arguments.files),
+                  stale_ok=arguments.stale_ok)
+
+
 def _notebook(arguments) -> None:
     from amdlib import notebooks, results
     given = _given(arguments)
@@ -241,6 +349,29 @@ def _sweep(arguments) -> None:
     cells = tables.sweep(runs, results.collect(runs, dataset, arguments.results), arguments.option)
     print(f'\n{tables.sweep_wide(cells).to_markdown(index=False, disable_numparse=True)}\n')
     print(f'executed notebooks: {place}')
+
+
+def _dryrun(arguments) -> None:
+    from amdlib import dryrun
+    from amdlib.experiments import DRY_RUN, find_row
+    arguments.profile, arguments.data = DRY_RUN.name, Path(arguments.data).resolve()
+    for row in arguments.rows:
+        find_row(row)
+    dryrun.dry_run(_prepare(arguments), arguments.data, arguments.results.resolve(), rows=arguments.rows,
+                   jobs=arguments.jobs, device=arguments.device, keep=arguments.keep)
+
+
+def _cost(arguments) -> None:
+    from amdlib import cost
+    from amdlib.experiments import ROWS, find_profile, find_row, read_settings
+    profile, settings = find_profile(arguments.profile), read_settings(arguments.settings)
+    rows = [find_row(row) for row in arguments.rows or ROWS]
+    dataset = _prepare_or_none(arguments)
+    if arguments.measure:
+        cost.measure(rows, profile, dataset, arguments.results, settings, steps=arguments.steps,
+                      on_cpu=arguments.device == 'cpu')
+    print(cost.write(cost.table(rows, profile, dataset, arguments.results, settings), profile, dataset,
+                      arguments.results).read_text())
 
 
 def _status(arguments) -> None:

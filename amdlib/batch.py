@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from amdlib import notebooks, results
+from amdlib import notebooks, results, zoo
 from amdlib.data import Dataset
 from amdlib.experiments import Run, write_settings
 from amdlib.train import describe, minutes
@@ -33,12 +33,14 @@ class _Running:
     log: Path
 
 
-def default_jobs(device: str | None = None) -> int:
-    """One run a GPU; without a GPU one a core, up to four: small networks use a second core badly."""
+def default_jobs(device: str | None = None, gpus: int = 1) -> int:
+    """As many runs as there are GPUs for, of which each takes `gpus`; without a GPU one a core, up to four: small
+    networks use a second core badly."""
     import torch
     if device and device.startswith('cuda:'):
         return 1
-    return (device != 'cpu' and torch.cuda.device_count()) or max(1, min(4, len(os.sched_getaffinity(0))))
+    places = (device != 'cpu' and torch.cuda.device_count()) or max(1, min(4, len(os.sched_getaffinity(0))))
+    return max(1, places // gpus)
 
 
 def with_teachers(runs: Iterable[Run]) -> list[Run]:
@@ -49,29 +51,37 @@ def with_teachers(runs: Iterable[Run]) -> list[Run]:
 
 
 def run_missing(runs: Iterable[Run], dataset: Dataset, data: str | Path | None = None, *, jobs: int | None = None,
-                force: bool = False, device: str | None = None, results_dir: Path = results.ROOT / 'results',
-                executed: Mapping[Run, Path] | None = None, line_every_s: float = 20, say=print) -> None:
+                force: bool = False, device: str | None = None, workers: int | None = None,
+                results_dir: Path = results.ROOT / 'results', executed: Mapping[Run, Path] | None = None,
+                check: Callable[[Run], None] | None = None, line_every_s: float = 20, say=print) -> None:
     """Train what has no valid record, at most `jobs` at once, a student only after its teacher.
 
+    An interrupted run goes on from its last whole checkpoint where it can (see train.run_row), unless `force`.
+    With several GPUs each run gets as many as its setting `gpus` says.
+
     Args:
+        workers: processes that load pictures, a GPU.
         executed: runs that `notebooks/experiment.ipynb` makes, each with the place of its executed copy; a run that is
             done is only shown there, where the copy is missing or older than the record.
+        check: called for each run that was made, in this process; a run for which it raises has failed.
     A failed run does not stop the others (its students cannot start); BatchError names all that failed at the end.
     """
     executed = dict(executed or {})
     notebooks.check(EXPERIMENT, _PARAMETERS)
     runs = with_teachers([*runs, *executed])
-    jobs = jobs or default_jobs(device)
+    jobs = jobs or default_jobs(device, max((run.setting('gpus') for run in runs), default=1))
     waiting = []
     for run in runs:
         found = results.state(run, dataset, results_dir)
         if found.name == 'done' and not force and _is_shown(executed.get(run), run, dataset, results_dir):
             continue
         if found.name not in ('missing', 'done'):
-            say(f'{run.id} is {found.name} ({found.why}): it is run again')
+            again = 'goes on where it can' if found.name == 'failed' and not force else 'is run again'
+            say(f'{run.id} is {found.name} ({found.why}): it {again}')
         waiting.append(run)
     say(f'{len(runs) - len(waiting)} of {len(runs)} runs are done, {len(waiting)} to do, {jobs} at once')
-    _Batch(waiting, len(runs), dataset, data, jobs, force, device, Path(results_dir), executed, line_every_s, say).go()
+    _Batch(waiting, len(runs), dataset, data, jobs, force, device, Path(results_dir), executed, line_every_s, say,
+           workers, check).go()
 
 
 def _is_shown(notebook: Path | None, run: Run, dataset: Dataset, results_dir: Path) -> bool:
@@ -92,6 +102,8 @@ class _Batch:
     executed: dict[Run, Path]
     line_every_s: float
     say: Callable[[str], None]
+    workers: int | None = None
+    check: Callable[[Run], None] | None = None
 
     def __post_init__(self) -> None:
         self.running: dict[Run, _Running] = {}
@@ -130,14 +142,16 @@ class _Batch:
         command = self._notebook_command(run) if run in self.executed else self._command(run)
         log = self.executed[run].with_suffix('.log') if run in self.executed else place / 'console.log'
         log.parent.mkdir(parents=True, exist_ok=True)
+        env = self._environment(slot, run.setting('gpus'))
         with open(log, 'w') as out:
             process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                                       env=self._environment(slot), start_new_session=True, cwd=results.ROOT)
+                                       env=env, start_new_session=True, cwd=results.ROOT)
         self.running[run] = _Running(process, slot, log)
 
     def _command(self, run: Run) -> list[str]:
         return [sys.executable, '-m', 'amdlib', 'run', run.row.id, '--seed', str(run.seed), *self._where(run),
                 *(['--force'] if self.force else []),
+                *([] if self.workers is None else ['--workers', str(self.workers)]),
                 *(word for key, value in run.settings for word in ('--set', f'{key}={value}'))]
 
     def _notebook_command(self, run: Run) -> list[str]:
@@ -151,15 +165,16 @@ class _Batch:
                 *(['--data', str(self.data)] if self.data else []),
                 *(['--device', self.device] if self.device else [])]
 
-    def _environment(self, slot: int) -> dict[str, str]:
+    def _environment(self, slot: int, gpus: int = 1) -> dict[str, str]:
         import torch
-        threads = max(1, len(os.sched_getaffinity(0)) // self.jobs)
-        env = {**os.environ, 'OMP_NUM_THREADS': str(threads), 'PYTHONUNBUFFERED': '1',
+        threads = max(1, len(os.sched_getaffinity(0)) // (self.jobs * gpus))
+        env = {**os.environ, **zoo.environment(), 'OMP_NUM_THREADS': str(threads), 'PYTHONUNBUFFERED': '1',
                'MASTER_PORT': str(_free_port())}
         if self.device in (None, 'cuda') and torch.cuda.device_count() > 1:
             visible = os.environ.get('CUDA_VISIBLE_DEVICES')
             cards = visible.split(',') if visible else [str(i) for i in range(torch.cuda.device_count())]
-            env['CUDA_VISIBLE_DEVICES'] = cards[slot % len(cards)]
+            own = dict.fromkeys(cards[(slot * gpus + i) % len(cards)] for i in range(gpus))  # too few: the run says so
+            env['CUDA_VISIBLE_DEVICES'] = ','.join(own)
         return env
 
     def _reap(self) -> None:
@@ -172,9 +187,19 @@ class _Batch:
             if child.process.returncode == 0 and found.name == 'done':
                 self.say(f'[{self._done()}] {run.id}: {found.record["numbers"]["mAP"]:.1f} mAP in '
                          f'{minutes(found.record["wall_s"])}')
+                self._check(run)
             else:
                 self.failed[run] = f'exit {child.process.returncode}, {found.name} ({found.why}); log: {child.log}'
+            if run in self.failed:
                 self.say(f'[{self._done()}] {run.id}: FAILED, {self.failed[run]}')
+
+    def _check(self, run: Run) -> None:
+        if self.check is None:
+            return
+        try:
+            self.check(run)
+        except Exception as error:  # whatever it is, the other runs go on
+            self.failed[run] = f'{type(error).__name__}: {error}'
 
     def _done(self) -> str:
         return f'{self.total - self.to_do + self.finished}/{self.total}'

@@ -5,6 +5,7 @@
     mini    scenes of shapes, made by `shapes`
     small   a real data set in COCO layout, or in Pascal VOC layout (annotations converted, images left where they lie)
     paper   COCO 2017
+    dryrun  the first annotated images of COCO 2017
 
 Whatever is written goes to a hidden sibling first and is renamed, under a lock, so that an interrupted call leaves
 nothing half-written and two calls at once make a set once. `manifest.json`, in each folder written here, says what the
@@ -67,17 +68,18 @@ class Dataset:
 
 
 def prepare(profile: str, data: Path | None = None, cache: Path = Path('data'), log=print,
-            shapes: ShapesSpec | None = None) -> Dataset:
+            shapes: ShapesSpec | None = None, first_images: tuple[int, int] | None = None) -> Dataset:
     """Make or find the data set of a profile, check it, and print what is in it through `log`.
 
     profile: 'mini' (`data` must be None), 'small' (`data`: a folder in COCO or VOC layout, or the parent of one)
-        or 'paper' (`data`: exactly COCO 2017's layout).
+        'paper' or 'dryrun' (`data`: exactly COCO 2017's layout).
     cache: what is written goes to `cache`/<name>, or to `cache`/<name>-prepared where the former holds something else.
     shapes: another mini set than the default one, e.g. a smaller one for a test.
+    first_images: how many of train and test the profile dryrun takes.
     Raises DataError with file, id and value of each problem.
     """
-    if profile not in ('mini', 'small', 'paper'):
-        raise DataError(f'profile {profile!r}: expected mini, small or paper')
+    if profile not in ('mini', 'small', 'paper', 'dryrun'):
+        raise DataError(f'profile {profile!r}: expected mini, small, paper or dryrun')
     cache = Path(cache).resolve()
     if profile == 'mini':
         if data is not None:
@@ -89,6 +91,8 @@ def prepare(profile: str, data: Path | None = None, cache: Path = Path('data'), 
         raise DataError(f'{data}: no such folder')
     elif profile == 'paper':
         source = _coco_2017(Path(data).resolve())
+    elif profile == 'dryrun':
+        source = _FirstOfCoco(_coco_2017(Path(data).resolve()), first_images)
     else:
         source = _recognise(Path(data).resolve())
     return _prepare(source, cache, log)
@@ -417,6 +421,45 @@ def _coco_2017(root: Path) -> _Coco:
     if missing:
         raise DataError(missing)
     return _Coco('coco', tuple(paths[:2]), tuple(paths[2:]), ['trained on train2017, reported on val2017'])
+
+
+@dataclass
+class _FirstOfCoco:
+    """The first images of COCO 2017 that have annotations; lists of their own, pictures where they lie."""
+    whole: _Coco
+    counts: tuple[int, int]     # train, test
+    name = 'dryrun'
+    self_made = False
+
+    @property
+    def files(self):    # not the folders: they hold thousands of pictures that do not matter here
+        return self.whole.train[0], self.whole.test[0]
+
+    @property
+    def recipe(self):
+        return f'{_MADE_BY} first {self.counts} of {self.whole.train[1].parent}'
+
+    def made(self, home):
+        return home / 'train.json', home / 'test.json'
+
+    def splits(self, home):
+        train, test = self.made(home)
+        return train, self.whole.train[1], test, self.whole.test[1]
+
+    def make(self, folder):
+        notes = ['a dry run: numbers made with these images mean nothing']
+        for ann, made, count in zip(self.files, self.made(folder), self.counts, strict=True):
+            coco = _read_coco(ann)
+            annotated = {one['image_id'] for one in coco['annotations']}
+            images = [image for image in coco['images'] if image['id'] in annotated][:count]
+            if len(images) < count:
+                raise DataError(f'{ann}: {_plural(len(images), "annotated image", "annotated images")}, '
+                                f'a dry run takes {count}')
+            ids = {image['id'] for image in images}
+            _write_json(made, {'images': images, 'categories': coco['categories'], 'annotations': [
+                one for one in coco['annotations'] if one['image_id'] in ids]})
+            notes.append(f'the first {count} annotated images of {ann.name}')
+        return notes
 
 
 def _recognise(data: Path):

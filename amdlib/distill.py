@@ -7,11 +7,12 @@ distributed wrapper, and `train()` never reaches it.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 from mmdet.registry import MODELS
+from mmengine.dist import get_rank
 from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
@@ -22,6 +23,8 @@ from amdlib.weights import load_strictly, read_weights
 
 METHODS: dict[str, type[nn.Module]] = {
     'amd': AMDLoss, 'mgd': MGDLoss, 'fgd': FGDLoss, 'fkd': FKDLoss, 'fitnet': FitNetLoss}
+
+HALF = {'bf16': torch.bfloat16, 'fp16': torch.float16}
 
 PROBE_PX = 128  # side of the blank image with which levels are measured when a Distiller is built
 
@@ -61,7 +64,9 @@ class Distiller(BaseModel):
         teacher_weights: file with the teacher's weights, loaded strictly; None keeps the weights as built.
         inherit: top-level parts ('neck', 'bbox_head') whose tensors the student takes from the teacher, where name
             and shape match, before training.
-        seed: of the random masks; every level draws from a stream of its own.
+        seed: of the random masks; every level, and every process of a distributed run, draws from a stream of its own.
+        compile_teacher: compile the teacher's backbone at the first step (torch.compile).
+        half_teacher: 'bf16' or 'fp16': the teacher's forward under autocast; 'off': as the surrounding code has it.
 
     Errors: ValueError when a level is missing or its feature maps do not fit, naming level and shapes;
     NonFiniteLossError in training, naming the term.
@@ -70,7 +75,8 @@ class Distiller(BaseModel):
     def __init__(self, student: dict | nn.Module, teacher: dict | nn.Module, method: str, options: dict | None = None,
                  levels: Sequence[int] = (0, 1, 2, 3, 4), student_module: str = 'neck.fpn_convs.{i}.conv',
                  teacher_module: str = 'neck.fpn_convs.{i}.conv', teacher_weights: str | Path | None = None,
-                 inherit: Sequence[str] = (), seed: int = 0) -> None:
+                 inherit: Sequence[str] = (), seed: int = 0, compile_teacher: bool = False,
+                 half_teacher: str = 'off') -> None:
         if method not in METHODS:
             raise ValueError(f'unknown method {method!r}; expected one of {", ".join(METHODS)}')
         student = MODELS.build(student) if isinstance(student, dict) else student
@@ -81,14 +87,18 @@ class Distiller(BaseModel):
             load_strictly(teacher, read_weights(teacher_weights), str(teacher_weights))
         self.student = student
         object.__setattr__(self, 'teacher', teacher.eval().requires_grad_(False))  # not a submodule, see above
+        self.half_teacher = HALF.get(half_teacher)
         self.method, self.levels, self.inherit = method, tuple(levels), tuple(inherit)
         self.student_taps = [student_module.format(i=i) for i in self.levels]
         self.teacher_taps = [teacher_module.format(i=i) for i in self.levels]
         # names as in the public FGD and MGD checkpoints: distill_losses.loss_mgd_fpn_0.align.weight
         self.distill_losses = nn.ModuleDict()
         for i, (c_s, c_t) in zip(self.levels, self._measure_channels(), strict=True):
-            loss = _build_loss(method, c_s, c_t, options or {}, 1000 * seed + i)
+            # processes of a distributed run must not mask alike; the first one's masks are those of a run on its own
+            loss = _build_loss(method, c_s, c_t, options or {}, 1000 * seed + 10 * get_rank() + i)
             self.distill_losses[f'loss_{method}_fpn_{i}'] = loss
+        if compile_teacher:  # the backbone is nearly all of its cost; the neck stays as it is, for the taps
+            teacher.backbone.compile()
 
     def init_weights(self) -> None:
         """Initialise the student, then copy from the teacher what `inherit` names."""
@@ -119,9 +129,12 @@ class Distiller(BaseModel):
 
     @torch.no_grad()
     def _teacher_features(self, inputs: Tensor) -> list[Tensor]:
-        with tap(self.teacher, self.teacher_taps) as features:
+        with tap(self.teacher, self.teacher_taps) as features, self._teacher_precision(inputs.device.type):
             self.teacher.extract_feat(inputs)  # backbone and neck, no head
         return features
+
+    def _teacher_precision(self, device: str) -> AbstractContextManager:
+        return nullcontext() if self.half_teacher is None else torch.autocast(device, dtype=self.half_teacher)
 
     def _apply(self, fn, recurse: bool = True):
         """`.to()`, `.cuda()`, `.half()` and the like reach the teacher too."""

@@ -19,11 +19,13 @@ from pathlib import Path
 from mmengine.config import Config, ConfigDict
 from mmengine import hub
 
+from amdlib import zoo
 from amdlib.data import Dataset
 
 get_config = functools.cache(hub.get_config)  # reads files; what it returns is copied before it is changed
 warnings.filterwarnings('ignore', message='pkg_resources is deprecated')  # mmengine's; setuptools is pinned for it
 
+MODEL_ZOO = 'https://download.openmmlab.com/mmdetection/v2.0/'
 PAPER_CHANNELS, PAPER_IMAGE_PX = 256, (1333, 800)  # what the published loss weights belong to
 
 
@@ -44,23 +46,28 @@ class Group:
     one_stage: bool
     teacher_label: str
     student_label: str
+    teacher_map_pct: float      # box AP on val2017 that the model zoo states for that file
+
+    @property
+    def teacher_url(self) -> str:
+        return MODEL_ZOO + self.teacher_file
 
 
 GROUPS = {group.name: group for group in (
     Group('retinanet', 'mmdet::retinanet/retinanet_r50_fpn_2x_coco.py',
           'mmdet::retinanet/retinanet_x101-64x4d_fpn_1x_coco.py',
           'retinanet/retinanet_x101_64x4d_fpn_1x_coco/retinanet_x101_64x4d_fpn_1x_coco_20200130-366f5af1.pth',
-          (0, 1, 2, 3, 4), True, 'RetinaNet', 'RetinaNet'),
+          (0, 1, 2, 3, 4), True, 'RetinaNet', 'RetinaNet', 41.0),
     Group('reppoints', 'mmdet::reppoints/reppoints-moment_r50_fpn-gn_head-gn_2x_coco.py',
           'mmdet::reppoints/reppoints-moment_x101-dconv-c3-c5_fpn-gn_head-gn_2x_coco.py',
           'reppoints/reppoints_moment_x101_fpn_dconv_c3-c5_gn-neck%2Bhead_2x_coco/'
           'reppoints_moment_x101_fpn_dconv_c3-c5_gn-neck%2Bhead_2x_coco_20200329-f87da1ea.pth',
-          (0, 1, 2, 3, 4), True, 'RepPoints', 'RepPoints'),
+          (0, 1, 2, 3, 4), True, 'RepPoints', 'RepPoints', 44.2),
     Group('faster_rcnn', 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_2x_coco.py',
           'mmdet::dcn/cascade-mask-rcnn_x101-32x4d-dconv-c3-c5_fpn_1x_coco.py',
           'dcn/cascade_mask_rcnn_x101_32x4d_fpn_dconv_c3-c5_1x_coco/'
           'cascade_mask_rcnn_x101_32x4d_fpn_dconv_c3-c5_1x_coco-e75f90c8.pth',
-          (0, 1, 2, 3), False, 'Cascade Mask R-CNN', 'Faster R-CNN'),
+          (0, 1, 2, 3), False, 'Cascade Mask R-CNN', 'Faster R-CNN', 47.3),
 )}
 
 
@@ -206,7 +213,13 @@ class Profile:
     fc_channels: int = 1024              # of the second stage's box head
     anchor_scale: float = 1.0            # factor on mmdet's anchor sizes and RepPoints' base scale
     proposals: int = 1000                # of the first stage, in training and testing
-    workers: int = 2                     # data loading processes
+    workers: int = 2                     # data loading processes a GPU; 0: the training process reads its own pictures
+    test_batch_size: int = 16
+    log_every: int = 10                  # steps
+    score_thr: float | None = None       # what scores less is not detected; None: mmdet's 0.05
+    published: bool = False              # teachers are published detectors, and students start from published backbones
+    first_images: tuple[int, int] | None = None     # of both splits, where a profile takes only some; see `data`
+    dry_run: bool = False                # its numbers mean nothing and go into no table
     can_show: str = ''                   # in plain words, printed under every table
 
 
@@ -224,14 +237,25 @@ PROFILES = {profile.name: profile for profile in (
             can_show='Real images, an ordinary ResNet-18 and ResNet-50 from scratch: it shows whether distillation '
                      'helps on this data set. It cannot confirm or refute the paper, whose networks are pre-trained '
                      'on millions of images and whose differences are 0.3 to 0.7 mAP.'),
-    Profile('paper', PAPER_IMAGE_PX, 2, {'student': 24},
+    Profile('paper', PAPER_IMAGE_PX, 2, {'student': 24}, test_batch_size=1, log_every=50, published=True,
             can_show="The paper's own experiments on COCO. Differences between methods there are 0.3 to 0.7 mAP, of "
                      'the order of the spread between two runs: report several seeds.'),
 )}
 
 
+# The paper's detectors, losses and recipe on a few small pictures, to see every row run before a machine is hired for
+# it. Random networks reach mmdet's threshold of scores nowhere; without one there is something to evaluate and compare.
+DRY_RUN = replace(
+    PROFILES['paper'], name='dryrun', image_px=(256, 160), epochs={'student': 1}, workers=1, log_every=1, score_thr=0.0,
+    published=False, first_images=(6, 3), dry_run=True,
+    can_show='Random weights, a dry run: these numbers mean nothing. Every detector of the paper in full is trained a '
+             'few steps on a few small pictures: it shows that each row trains, is evaluated, exported and read again.')
+
+
 def find_profile(name: str) -> Profile:
-    """The profile of this name; SettingError lists the names otherwise."""
+    """The profile of this name, the dry run's too; SettingError lists the names otherwise."""
+    if name == DRY_RUN.name:
+        return DRY_RUN
     if name not in PROFILES:
         raise SettingError(f'unknown profile {name!r}; expected one of: {", ".join(PROFILES)}')
     return PROFILES[name]
@@ -239,8 +263,14 @@ def find_profile(name: str) -> Profile:
 
 # ---- one run ----------------------------------------------------------------------------------------------------
 
-RECIPE_SETTINGS = {'epochs': int, 'batch_size': int, 'lr': float, 'amp': bool}   # apply to a teacher as to its students
-# weight files; their content is hashed into the record
+# apply to a teacher as to its students
+RECIPE_SETTINGS = {'epochs': int, 'batch_size': int, 'lr': float, 'gpus': int, 'accumulate': int, 'amp': str,
+                   'tf32': bool, 'channels_last': bool, 'fused': bool}
+TEACHER_PASS_SETTINGS = {'compile_teacher': bool, 'half_teacher': str}    # of the frozen teacher beside a student
+PRECISIONS = ('off', 'bf16', 'fp16')
+SETTING_DEFAULTS = {'gpus': 1, 'accumulate': 1, 'amp': 'off', 'tf32': False, 'channels_last': False, 'fused': False,
+                    'compile_teacher': False, 'half_teacher': 'off'}      # given or not, the same run
+# weight files, at `paper` also the folder that holds the published one; their content is hashed into the record
 FILE_SETTINGS = {'teacher': ('backbone', 'checkpoint'),              # a checkpoint is evaluated, not trained
                  'baseline': ('backbone',),
                  'method': ('backbone', 'teacher_backbone', 'teacher_checkpoint')}
@@ -259,7 +289,7 @@ class Run:
         """Validated; SettingError for an unknown row, profile or key, or a value of the wrong kind."""
         row = find_row(row) if isinstance(row, str) else row
         profile = find_profile(profile) if isinstance(profile, str) else profile
-        checked = {key: _checked(row, key, value) for key, value in (settings or {}).items()}
+        checked = {key: _checked(row, profile, key, value) for key, value in (settings or {}).items()}
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise SettingError(f'seed={seed!r}: expected an integer of 0 or more')
         if changed := {key: value for key, value in checked.items() if key in _method_settings(row)}:
@@ -267,6 +297,7 @@ class Run:
             for key, value in changed.items():
                 if value == row.value(key):
                     del checked[key]    # phi=1.0 is the row itself: trained once, whoever asks
+        checked = {key: value for key, value in checked.items() if SETTING_DEFAULTS.get(key) != value}
         return cls(row, profile, seed, tuple(sorted(checked.items())))
 
     @property
@@ -279,6 +310,20 @@ class Run:
         by = self.profile.epochs
         keys = (self.row.id, 'teacher' if self.row.is_teacher else self.row.group.name, 'student')
         return dict(self.settings).get('epochs') or next(by[key] for key in keys if key in by)
+
+    def setting(self, key: str):
+        """The value of a recipe setting, given or default (None: the row's or the profile's own)."""
+        return dict(self.settings).get(key, SETTING_DEFAULTS.get(key))
+
+    @property
+    def batch_size(self) -> int:
+        """Images a step and GPU."""
+        return self.setting('batch_size') or self.profile.batch_size
+
+    @property
+    def images_per_update(self) -> int:
+        """Images behind one change of the weights: batch size x GPUs x accumulated steps."""
+        return self.batch_size * self.setting('gpus') * self.setting('accumulate')
 
     def teacher(self) -> Run | None:
         """The run behind this run's teacher: seed 0, this run's recipe settings, and those called `teacher_...`."""
@@ -295,6 +340,24 @@ class Run:
     def files(self) -> dict[str, str]:
         """The weight files that the settings name, by setting."""
         return {key: value for key, value in self.settings if key in _file_settings(self.row)}
+
+    def published_files(self) -> dict[str, str]:
+        """Addresses of the published weights that this run takes where its settings name no file, by setting.
+
+        At `paper` a teacher is a published detector and a student starts from a published backbone; elsewhere none.
+        """
+        key = 'checkpoint' if self.row.is_teacher else 'backbone'
+        if not self.profile.published or key in self.files():
+            return {}
+        return {key: _published(self.row, key)}
+
+    def find_files(self, say=print) -> dict[str, str]:
+        """Paths of all weight files that this run takes, published ones fetched where need be, each checked.
+
+        Errors: zoo.ZooError for a file that is not what its name says, or that is not to be had.
+        """
+        given = {key: str(zoo.check(Path(path), say)) for key, path in self.files().items()}
+        return {**given, **{key: str(zoo.find(url, say)) for key, url in self.published_files().items()}}
 
     def options(self) -> dict:
         """Keyword arguments of the method's class: the row's, changed by the settings, scaled to the profile."""
@@ -336,8 +399,17 @@ def _file_settings(row: Row) -> tuple[str, ...]:
     return FILE_SETTINGS[row.name if row.method is None else 'method']
 
 
-def _checked(row: Row, key: str, value):
-    kinds = {**RECIPE_SETTINGS, **dict.fromkeys(_file_settings(row), str),
+def _published(row: Row, key: str) -> str:
+    """Address of the published file that stands for a file setting at `paper`."""
+    if key.endswith('checkpoint'):
+        return row.group.teacher_url
+    of_teacher = row.is_teacher or key == 'teacher_backbone'
+    name = row.group.teacher_config if of_teacher else row.group.student_config
+    return zoo.address(get_config(name).model.backbone.init_cfg.checkpoint)
+
+
+def _checked(row: Row, profile: Profile, key: str, value):
+    kinds = {**_switches(row), **dict.fromkeys(_file_settings(row), str),
              **{name: type(p.default) for name, p in _method_settings(row).items()}}
     if key not in kinds:
         raise SettingError(f'{row.id} has no setting {key!r}; it has: {", ".join(kinds)}')
@@ -346,17 +418,41 @@ def _checked(row: Row, key: str, value):
             value = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             raise SettingError(f'{key}={value!r}: expected {kinds[key].__name__}') from None
+    if key in ('amp', 'half_teacher'):
+        return _precision(key, value)
     if kinds[key] is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, kinds[key]) or isinstance(value, bool) and kinds[key] is not bool:
         raise SettingError(f'{key}={value!r}: expected {kinds[key].__name__}')
-    if key in RECIPE_SETTINGS and kinds[key] is not bool and not 0 < value < math.inf:
+    if key in RECIPE_SETTINGS and kinds[key] in (int, float) and not 0 < value < math.inf:
         raise SettingError(f'{key}={value!r}: expected a positive number')
     if key in _file_settings(row):
-        if not Path(value).is_file():
-            raise SettingError(f'{key}={value}: no such file')
-        value = str(Path(value).resolve())
+        value = str(_file(row, profile, key, Path(value)).resolve())
     return value
+
+
+def _file(row: Row, profile: Profile, key: str, path: Path) -> Path:
+    """A weight file, or the published one in a folder."""
+    if path.is_dir() and profile.published:
+        url = _published(row, key)
+        if (found := zoo.in_folder(path, url)) is None:
+            raise SettingError(f'{key}={path}: the folder has no {zoo.file_name(url)}')
+        return found
+    if not path.is_file():
+        raise SettingError(f'{key}={path}: {"a folder, expected a file" if path.is_dir() else "no such file"}')
+    return path
+
+
+def _switches(row: Row) -> dict[str, type]:
+    return RECIPE_SETTINGS if row.method is None else {**RECIPE_SETTINGS, **TEACHER_PASS_SETTINGS}
+
+
+def _precision(key: str, value) -> str:
+    words = {'True': 'fp16', 'False': 'off'}    # as mmdet's --amp: half precision is float16 there
+    word = words.get(str(value), value)
+    if word not in PRECISIONS:
+        raise SettingError(f'{key}={value!r}: expected one of {", ".join(PRECISIONS)}')
+    return word
 
 
 def _short(value) -> str:
@@ -374,7 +470,7 @@ def config(run: Run, dataset: Dataset | None = None, work_dir: str | Path = '',
         teacher_weights: file with the trained teacher, for rows with a method; None leaves it as initialised.
     Errors: SettingError when the profile needs a data set and none is given.
     """
-    if dataset is None and run.profile.name != 'paper':
+    if dataset is None and not run.profile.published:
         raise SettingError(f'profile {run.profile.name} needs a data set')
     row, profile = run.row, run.profile
     cfg = copy.deepcopy(get_config(row.group.student_config))
@@ -390,13 +486,20 @@ def config(run: Run, dataset: Dataset | None = None, work_dir: str | Path = '',
             teacher_weights=None if teacher_weights is None else str(teacher_weights),
             # ASSUMPTION inherit: FGD and MGD do so for one-stage students; applied to every method alike
             inherit=('neck', 'bbox_head') if row.group.one_stage else (), seed=run.seed)
+        for key in TEACHER_PASS_SETTINGS:
+            if key in settings:
+                cfg.model[key] = settings[key]
     _set_data(cfg, run, dataset)
     _set_schedule(cfg, run)
+    for key in ('gpus', 'tf32', 'channels_last'):   # read by train.py
+        if key in settings:
+            cfg[key] = settings[key]
     cfg.custom_imports = dict(imports=['amdlib.distill', 'amdlib.train'], allow_failed_imports=False)
     cfg.randomness = dict(seed=run.seed)
     cfg.work_dir = str(work_dir)
-    cfg.default_hooks.checkpoint.update(interval=1, max_keep_ckpts=1, save_best=None)
-    cfg.default_hooks.logger.interval = 10 if profile.name != 'paper' else 50
+    # two are kept: where the newest is damaged, the one before serves
+    cfg.default_hooks.checkpoint.update(type='WholeCheckpointHook', interval=1, max_keep_ckpts=2, save_best=None)
+    cfg.default_hooks.logger.interval = profile.log_every
     for unused in ('val_dataloader', 'val_evaluator', 'val_cfg', 'tta_model', 'tta_pipeline', 'img_scales'):
         cfg.pop(unused, None)  # nothing is selected on the reported split: it is evaluated once, at the end
     cfg.train_cfg.pop('val_interval', None)
@@ -413,8 +516,10 @@ def _detector(name: str, run: Run, dataset: Dataset | None, is_teacher: bool, ba
         model.backbone.init_cfg = dict(type='Pretrained', checkpoint=backbone) if backbone else None
     elif backbone:
         model.backbone.init_cfg = dict(type='Pretrained', checkpoint=backbone)
-    elif not pretrained:
-        model.backbone.init_cfg = None  # its weights come from the detector's checkpoint
+    elif not (pretrained and run.profile.published):
+        model.backbone.init_cfg = None  # a teacher's weights come from its checkpoint; a dry run's are random
+    if run.profile.score_thr is not None:
+        model.test_cfg.get('rcnn', model.test_cfg).score_thr = run.profile.score_thr
     return model
 
 
@@ -465,13 +570,17 @@ def _set_data(cfg: Config, run: Run, dataset: Dataset | None) -> None:
     train, test = cfg.train_dataloader, cfg.test_dataloader
     for loader in (train, test):
         loader.num_workers = run.profile.workers
-        loader.persistent_workers = run.profile.workers > 0
+        loader.persistent_workers = False   # new ones each epoch: SeedPicture learns the epoch from them
         for step in loader.dataset.pipeline:
             if step.type == 'Resize':
                 step.scale = run.profile.image_px
-    train.batch_size = dict(run.settings).get('batch_size', run.profile.batch_size)
-    if run.profile.name != 'paper':
-        test.batch_size = 16
+    if run.profile.workers > 0 or run.setting('gpus') > 1:
+        # without it what a picture looks like would depend on the number of processes
+        train.dataset.pipeline.insert(0, ConfigDict(type='SeedPicture', seed=run.seed))
+    train.batch_size = run.batch_size
+    test.batch_size = run.profile.test_batch_size
+    if 'mask_head' in cfg.model.get('roi_head', {}):    # a teacher that is trained here; students have no masks
+        next(step for step in train.dataset.pipeline if step.type == 'LoadAnnotations').with_mask = True
     if dataset is None:
         cfg.test_evaluator = ConfigDict(type='CocoNumbers', ann_file=cfg.test_evaluator.ann_file)
         return
@@ -487,22 +596,54 @@ def _set_schedule(cfg: Config, run: Run) -> None:
     settings = dict(run.settings)
     cfg.train_cfg.max_epochs = run.epochs
     cfg.optim_wrapper.clip_grad = dict(max_norm=35, norm_type=2)
-    if settings.get('amp'):
-        cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic')
     if run.profile.lr is None:
-        cfg.auto_scale_lr = dict(enable=True, base_batch_size=16)  # mmdet's rule: lr belongs to 16 images a step
         if 'lr' in settings:
             cfg.optim_wrapper.optimizer.lr = settings['lr']
         if run.epochs != 24:  # a shortened run keeps the shape of the schedule
             cfg.param_scheduler[-1].update(end=run.epochs, milestones=[max(1, round(run.epochs * part))
                                                                        for part in (16 / 24, 22 / 24)])
-        return
-    # the smaller profiles train from scratch in minutes: AdamW, warm-up, then a cosine down to zero
-    cfg.optim_wrapper.optimizer = ConfigDict(type='AdamW', lr=settings.get('lr', run.profile.lr), weight_decay=0.05)
-    cfg.param_scheduler = [
-        dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=50),
-        dict(type='CosineAnnealingLR', T_max=run.epochs, eta_min=0, by_epoch=True, convert_to_iter_based=True)]
-    cfg.auto_scale_lr = dict(enable=False, base_batch_size=run.profile.batch_size)
+    else:  # the smaller profiles train from scratch in minutes: AdamW, warm-up, then a cosine down to zero
+        cfg.optim_wrapper.optimizer = ConfigDict(type='AdamW', lr=settings.get('lr', run.profile.lr),
+                                                 weight_decay=0.05)
+        cfg.param_scheduler = [
+            dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=50),
+            dict(type='CosineAnnealingLR', T_max=run.epochs, eta_min=0, by_epoch=True, convert_to_iter_based=True)]
+    base = images_of_lr(run.profile)
+    cfg.auto_scale_lr = dict(enable='lr' not in settings and (run.profile.lr is None or run.images_per_update != base),
+                             base_batch_size=base)
+    if run.setting('accumulate') > 1:
+        cfg.optim_wrapper.accumulative_counts = run.setting('accumulate')
+        cfg.auto_scale_lr.base_batch_size = base / run.setting('accumulate')  # mmengine counts one step's images only
+    if run.setting('fused'):
+        cfg.optim_wrapper.optimizer.fused = True
+    match run.setting('amp'):
+        case 'fp16':
+            cfg.optim_wrapper.update(type='AmpOptimWrapper', loss_scale='dynamic', dtype='float16')
+        case 'bf16':
+            cfg.optim_wrapper.type = 'BFloat16OptimWrapper'
+
+
+def images_of_lr(profile: Profile) -> int:
+    """Images a step that a profile's learning rate belongs to: 16 for mmdet's SGD, the profile's batch for AdamW."""
+    return 16 if profile.lr is None else profile.batch_size
+
+
+def describe_lr(run: Run, given: float, used: float) -> str:
+    """How the learning rate came about, for one line: `lr 0.01 for 16 images a step -> 0.00125 for 2`.
+
+    Args:
+        given: as the Config has it.
+        used: as the optimizer has it, scaled or not.
+    """
+    images, base = run.images_per_update, images_of_lr(run.profile)
+    parts = ' x '.join([f'{run.batch_size}', *(f'{run.setting(key)} {word}' for key, word in
+                                               (('gpus', 'GPUs'), ('accumulate', 'steps')) if run.setting(key) > 1)])
+    made_of = f' ({parts})' if ' ' in parts else ''
+    if 'lr' in dict(run.settings):
+        return f'lr {used:g} for {images} images a step{made_of}, as given: not scaled'
+    if used == given:
+        return f'lr {used:g} for {images} images a step{made_of}'
+    return f'lr {given:g} for {base} images a step -> {used:g} for {images}{made_of}'
 
 
 def table_runs(table: str, profile: str, group: str | None = None, seeds: str = '0',
@@ -513,13 +654,15 @@ def table_runs(table: str, profile: str, group: str | None = None, seeds: str = 
         seeds: '0,1,2' or '0 1 2'.
         settings: recipe and file settings, a dict or as text ('epochs=2 amp=True'); each row takes those that it has
             (`teacher_backbone` is a teacher's `backbone`).
-    Errors: SettingError for an unknown table, group or setting, or seeds that are no numbers.
+    Errors: SettingError for an unknown table, group or setting, a dry run, or seeds that are no numbers.
     """
     table = find_table(table)
+    if find_profile(profile).dry_run:
+        raise SettingError(f'profile {profile} makes no tables: its networks are random and its numbers mean nothing')
     if group and group not in table.groups:
         raise SettingError(f'{table.name} has no group {group!r}; expected one of: {", ".join(table.groups)}')
     numbers = _seeds(seeds)
-    return [Run.of(row, profile, seed, _own(row, settings)) for row in table.rows(group)
+    return [Run.of(row, profile, seed, own_settings(row, settings)) for row in table.rows(group)
             for seed in ([0] if row.is_teacher else numbers)]
 
 
@@ -529,7 +672,7 @@ def row_runs(group: str, names: Iterable[str], profile: str, seed: int = 0, sett
     Errors: SettingError for an unknown row or setting.
     """
     rows = [find_row(f'{group}-{name}') for name in names]
-    return [Run.of(row, profile, 0 if row.is_teacher else seed, _own(row, settings)) for row in rows]
+    return [Run.of(row, profile, 0 if row.is_teacher else seed, own_settings(row, settings)) for row in rows]
 
 
 def sweep_runs(row: str, option: str, values: str, profile: str, seeds: str = '0',
@@ -541,7 +684,7 @@ def sweep_runs(row: str, option: str, values: str, profile: str, seeds: str = '0
     row, words = find_row(row), str(values).replace(',', ' ').split()
     if not words:
         raise SettingError(f'no values of {option} given: expected some, such as 0.5 1.0')
-    own = _own(row, settings)
+    own = own_settings(row, settings)
     runs = [Run.of(row, profile, seed, {**own, option: word}) for word in words for seed in _seeds(seeds)]
     return list(dict.fromkeys(runs))
 
@@ -572,16 +715,17 @@ def _seeds(seeds: str) -> list[int]:
     return numbers
 
 
-def _own(row: Row, settings: str | dict) -> dict:
+def own_settings(row: Row, settings: str | dict) -> dict:
     """Of settings for a whole table those that concern this row, by the row's names for them."""
     pairs = read_settings(settings) if isinstance(settings, str) else settings or {}
     given = {key: value for key, value in pairs.items() if value not in (None, '')}     # empty ones do not count
-    known = (*RECIPE_SETTINGS, *FILE_SETTINGS['method'])
+    known = (*RECIPE_SETTINGS, *TEACHER_PASS_SETTINGS, *FILE_SETTINGS['method'])
     if unknown := [key for key in given if key not in known]:
         raise SettingError(f'a table has no setting {unknown[0]!r}; it has: {", ".join(known)}')
     if row.is_teacher:
-        return {key.removeprefix('teacher_'): value for key, value in given.items() if key != 'backbone'}
-    return {key: value for key, value in given.items() if key in RECIPE_SETTINGS or key in _file_settings(row)}
+        return {key.removeprefix('teacher_'): value for key, value in given.items()
+                if key != 'backbone' and key not in TEACHER_PASS_SETTINGS}
+    return {key: value for key, value in given.items() if key in _switches(row) or key in _file_settings(row)}
 
 
 def shorter(profile: Profile, **changes) -> Profile:

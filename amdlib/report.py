@@ -68,6 +68,9 @@ def build(profile: str, dataset: Dataset, results_dir: Path = results.ROOT / 're
 
     Errors: ReportError where the folder holds neither a table, nor a figure, nor an executed notebook.
     """
+    if find_profile(profile).dry_run:
+        raise ReportError(f'profile {profile}: a dry run has random weights and numbers that mean nothing; '
+                          'see dryrun.md instead')
     place = results.folder(profile, dataset, results_dir)
     found = {name: _cells(place / f'{name}.csv', COLUMNS) for name in TABLES}
     found |= {figure.stem: _cells(place / f'{figure.stem}.csv', FIGURE_COLUMNS) for figure in FIGURES}

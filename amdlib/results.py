@@ -25,7 +25,7 @@ from mmengine.config import Config
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from amdlib import weights
+from amdlib import weights, zoo
 from amdlib.data import Dataset
 from amdlib.experiments import Run, config
 
@@ -114,7 +114,9 @@ def settings_hash(cfg: Config) -> str:
 
 def code_fingerprint(run: Run) -> str:
     """16 hex digits over the parts of the kit that a row's numbers depend on, comments and docstrings apart."""
-    modules = ['mmcv_ext.py', 'train.py']
+    modules = ['mmcv_ext.py', 'train.py', 'checkpoints.py']
+    if run.setting('gpus') > 1:
+        modules.append('distributed.py')
     if run.row.method is not None:
         modules += ['distill.py', 'amd.py']  # the rivals' losses are built from amd.py's parts
         if run.row.method != 'amd':
@@ -136,6 +138,14 @@ def file_hashes(run: Run) -> dict[str, str]:
     return {key: weights.sha256(path) for key, path in run.files().items()}
 
 
+def _same_files(run: Run, recorded: dict[str, str]) -> bool:
+    """Published files are known by the digits in their names: they need not lie here to tell a record's state."""
+    given, published = file_hashes(run), run.published_files()
+    return recorded.keys() == given.keys() | published.keys() and all(
+        recorded[key] == value for key, value in given.items()) and all(
+        recorded[key].startswith(zoo.digits(zoo.file_name(url))) for key, url in published.items())
+
+
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -150,17 +160,24 @@ class State:
     record: dict | None = None
 
 
-def state(run: Run, dataset: Dataset, results: Path = ROOT / 'results') -> State:
-    """Compare a run's record with what would be run now."""
-    place = run_folder(run, dataset, results)
+def state(run: Run, dataset: Dataset, results: Path = ROOT / 'results', place: Path | None = None) -> State:
+    """Compare a run's record with what would be run now; `place` is the run's folder, where it is not the usual one."""
+    place = place or run_folder(run, dataset, results)
     if not (place / 'record.json').is_file():
-        return _unfinished(place)
+        return unfinished(place)
     try:
         record = json.loads((place / 'record.json').read_text())
     except json.JSONDecodeError as error:
         return State('stale', f'record.json cannot be read: {error}')
-    reasons = []
-    if record['settings_hash'] != settings_hash(config(run, dataset)) or record['files'] != file_hashes(run):
+    try:
+        return _compare(record, run, dataset, results)
+    except (KeyError, TypeError) as error:
+        return State('stale', f'record of another format: {error} is missing or of another kind')
+
+
+def _compare(record: dict, run: Run, dataset: Dataset, results: Path) -> State:
+    place, reasons = run_folder(run, dataset, results), []
+    if record['settings_hash'] != settings_hash(config(run, dataset)) or not _same_files(run, record['files']):
         reasons.append('made with other settings')
     if record['data']['fingerprint'] != dataset.fingerprint:
         reasons.append(f'made with other data ({record["data"]["fingerprint"]}, now {dataset.fingerprint})')
@@ -185,15 +202,35 @@ def read_progress(place: Path) -> dict:
     return {}
 
 
-def _unfinished(place: Path) -> State:
+def unfinished(place: Path) -> State:
+    """The state of a run whose folder has no record."""
     progress = read_progress(place)
     if not progress:
         return State('missing', 'never run')
     if progress['phase'] == 'failed':
         return State('failed', progress.get('error', ''))
-    if progress['host'] == platform.node() and not _alive(progress['pid']):
+    if progress['host'] == platform.node() and not training_process(place):
         return State('failed', f'killed at step {progress["step"]} of {progress["steps"]}')
     return State('running', f'step {progress["step"]} of {progress["steps"]}')
+
+
+def training_process(place: Path) -> int | None:
+    """The process of this machine that is training in this folder; None where there is none."""
+    progress = read_progress(place)
+    pid = progress.get('pid')
+    if progress.get('phase') in (None, 'failed', 'done') or progress['host'] != platform.node() or not _alive(pid):
+        return None
+    started = progress.get('started')
+    return pid if started is None or started == process_start(pid) else None  # numbers of processes are used again
+
+
+def process_start(pid: int) -> int | None:
+    """When a process began, in clock ticks since boot; None where that is not known (no /proc)."""
+    try:
+        after_name = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2]
+    except OSError:
+        return None
+    return int(after_name.split()[19])  # field 22 of proc(5)
 
 
 def _alive(pid: int) -> bool:
@@ -231,8 +268,10 @@ def commit() -> dict[str, str | bool | None]:
 def collect(runs: list[Run], dataset: Dataset, results: Path = ROOT / 'results') -> pd.DataFrame:
     """One line a run: row, seed, the 12 numbers in percent, and what is behind them.
 
-    Errors: ResultError naming every run that is not done; a stale record is never mixed in.
+    Errors: ResultError naming every run that is not done; a stale record is never mixed in, nor one of a dry run.
     """
+    if dry := [run.id for run in runs if run.profile.dry_run]:
+        raise ResultError(f'{", ".join(dry)}: made with random weights in a dry run; such numbers go into no table')
     states = {run: state(run, dataset, results) for run in runs}
     bad = [f'{run.id} ({found.name}{": " + found.why if found.why else ""})'
            for run, found in states.items() if found.name != 'done']

@@ -4,6 +4,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
@@ -39,11 +40,14 @@ def _statistic(owner: type, name: str):
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The state dict in a torch, mmengine or model-zoo file; 'state_dict' is unwrapped.
 
-    Errors: FileNotFoundError; WeightsError for a truncated file or one that would run code.
+    Errors: FileNotFoundError; WeightsError for a truncated file, a web page, or one that would run code.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f'no weights at {path}')
+    with open(path, 'rb') as file:
+        if file.read(64).lstrip().startswith(b'<'):
+            raise WeightsError(f'{path} ({path.stat().st_size} bytes) is a web page, not a checkpoint')
     try:
         with torch.serialization.safe_globals(harmless_types()):
             content = torch.load(path, map_location='cpu', weights_only=True)
@@ -58,25 +62,69 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 
 def load_strictly(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:
-    """Load `weights` with every tensor of model and file matched, else WeightsError listing what is not."""
+    """Load `weights` with every tensor of model and file matched, else WeightsError listing what is not.
+
+    Names of older versions are understood (`_current_names`); BatchNorm's counts of batches, which no detector reads,
+    may be missing.
+    """
     own = model.state_dict()
-    missing = [name for name in own if name not in weights]
-    unexpected = [name for name in weights if name not in own]
-    shapes = [f'{name}: file {tuple(weights[name].shape)}, model {tuple(own[name].shape)}' for name in own
-              if name in weights and isinstance(own[name], Tensor) and weights[name].shape != own[name].shape]
-    if missing or unexpected or shapes:
-        lists = '\n'.join(f'  {what} ({len(names)}): ' + ', '.join(names[:8]) + (' ...' if len(names) > 8 else '')
-                          for what, names in (('not in the file', missing), ('not in the model', unexpected),
-                                              ('of another shape', shapes)) if names)
-        raise WeightsError(f'{source} does not fit {type(model).__name__}:\n{lists}')
-    model.load_state_dict(weights)
+    named = _current_names(weights, own)
+    _compare(type(model).__name__, own, named, source)
+    model.load_state_dict({**own, **named})
+
+
+def check_backbone(backbone: nn.Module, weights: dict[str, Tensor], source: str) -> None:
+    """WeightsError unless `weights` has every tensor of the backbone and nothing more but a classifier `fc`.
+
+    mmengine itself loads what happens to fit and starts the rest from scratch.
+    """
+    own = backbone.state_dict()
+    named = {name: value for name, value in _current_names(weights, own).items() if not name.startswith('fc.')}
+    _compare(type(backbone).__name__, own, named, source)
+
+
+def _current_names(weights: dict, own: dict) -> dict:
+    """`weights` by the names that the model has; without the moving averages that mmdet 2 kept among them."""
+    named = {}
+    for name, value in weights.items():
+        if not isinstance(name, str) or name in own:
+            named[name] = value
+        elif not name.startswith('ema_'):
+            name = name.removeprefix('module.')     # of a data-parallel wrapper
+            # mmdet 1: conv2_offset beside conv2. mmcv means to rename it when it loads, but torch hands a module
+            # only the names that begin with its own
+            current = re.sub(r'_offset\.(weight|bias)$', r'.conv_offset.\1', name)
+            named[current if current in own else name] = value
+    return named
+
+
+def _compare(model: str, own: dict, weights: dict, source: str) -> None:
+    """WeightsError unless both have the same names and shapes."""
+    missing = [name for name in own if name not in weights and not name.endswith('num_batches_tracked')]
+    unexpected = [str(name) for name in weights if name not in own]
+    pairs = {name: (weights[name], own[name]) for name in own if name in weights and isinstance(own[name], Tensor)}
+    no_tensors = [f'{name} ({type(value).__name__})' for name, (value, _) in pairs.items()
+                  if not isinstance(value, Tensor)]
+    other = {name: (tuple(value.shape), tuple(mine.shape)) for name, (value, mine) in pairs.items()
+             if isinstance(value, Tensor) and value.shape != mine.shape}
+    shapes = [f'{name}: file {theirs}, model {mine}' for name, (theirs, mine) in other.items()]
+    if not (missing or unexpected or no_tensors or shapes):
+        return
+    lists = '\n'.join(f'  {what} ({len(names)}): ' + ', '.join(names[:8]) + (' ...' if len(names) > 8 else '')
+                      for what, names in (('not in the file', missing), ('not in the model', unexpected),
+                                          ('no tensor', no_tensors), ('of another shape', shapes)) if names)
+    classes = shapes and not (missing or unexpected or no_tensors) and all(
+        theirs[1:] == mine[1:] for theirs, mine in other.values())
+    guess = 'another number of classes' if classes else 'another architecture'
+    raise WeightsError(f'{source} does not fit {model}; it may be of {guess}:\n{lists}')
 
 
 def write_weights(path: str | Path, weights: dict[str, Tensor], meta: dict) -> None:
     """Write `{'state_dict', 'meta'}` beside `path` and rename: a kill never leaves half a file."""
     path = Path(path)
     beside = path.with_name(f'.{path.name}.{os.getpid()}')
-    torch.save({'state_dict': {name: value.cpu() for name, value in weights.items()}, 'meta': meta}, beside)
+    with open(beside, 'wb') as file:  # given a path, torch.save puts the file's name into the file
+        torch.save({'state_dict': {name: value.cpu() for name, value in weights.items()}, 'meta': meta}, file)
     os.replace(beside, path)
 
 

@@ -87,7 +87,7 @@ def children(tmp_path, monkeypatch):
     def state(run, dataset, results_dir):
         place = results.run_folder(run, dataset, results_dir)
         record = place / 'record.json'
-        return State('done', '', json.loads(record.read_text())) if record.exists() else results._unfinished(place)
+        return State('done', '', json.loads(record.read_text())) if record.exists() else results.unfinished(place)
     monkeypatch.setattr(batch.results, 'state', state)
     return Children(tmp_path, monkeypatch)
 
@@ -182,18 +182,28 @@ def test_stale_runs_are_named_and_run_again(children, go, monkeypatch):
     assert children.started() == ['retinanet-baseline-s0']
 
 
+def test_a_killed_run_is_said_to_go_on(children, go, monkeypatch):
+    plain = batch.results.state
+    run = Run.of('retinanet-baseline', 'mini')
+    for force, again in ((False, 'it goes on where it can'), (True, 'it is run again')):
+        states = iter([State('failed', 'killed at step 3 of 9')])
+        monkeypatch.setattr(batch.results, 'state', lambda *words, states=states: next(states, None) or plain(*words))
+        assert go([run], force=force)[0] == f'{run.id} is failed (killed at step 3 of 9): {again}'
+
+
 def test_the_child_gets_the_whole_run_as_the_command_line_takes_it(children, go, dataset, tmp_path):
     """Parsed by the command line's own parser and made a run again, it is the same run."""
     from amdlib.__main__ import _parser
-    run = Run.of('retinanet-amd', 'mini', 3, {'phi': 0.7, 'spatial': 'random', 'epochs': 2, 'amp': True})
+    run = Run.of('retinanet-amd', 'mini', 3, {'phi': 0.7, 'spatial': 'random', 'epochs': 2, 'amp': 'bf16', 'gpus': 2,
+                                              'compile_teacher': True})
     _done(run.teacher(), dataset, tmp_path)
-    go([run], data='a folder/with space', device='cpu')
+    go([run], data='a folder/with space', device='cpu', workers=3)
     words = (results.run_folder(run, dataset, tmp_path / 'results') / 'arguments').read_text().splitlines()
     assert words[:2] == ['-m', 'amdlib']
     parsed = _parser().parse_args(words[2:])
     assert Run.of(parsed.row, parsed.profile, parsed.seed, read_settings(parsed.settings)) == run
     assert (parsed.data, parsed.device, parsed.results) == ('a folder/with space', 'cpu', tmp_path / 'results')
-    assert not parsed.force
+    assert not parsed.force and parsed.workers == 3
 
 
 # ---- runs that a notebook makes ---------------------------------------------------------------------------------
@@ -284,6 +294,21 @@ def test_a_changed_experiment_notebook_is_noticed_before_anything_starts(childre
 
 # ---- failures ---------------------------------------------------------------------------------------------------
 
+def test_a_run_that_does_not_pass_its_check_has_failed(children, go):
+    def check(run):
+        checked.append(run.id)
+        if run.row.is_teacher:
+            raise ValueError('not what it should be')
+    checked = []
+    with pytest.raises(BatchError) as told:
+        go([Run.of('retinanet-amd', 'mini'), Run.of('retinanet-baseline', 'mini')], check=check)
+    assert set(checked) == {'retinanet-teacher-s0', 'retinanet-baseline-s0'}
+    assert str(told.value).splitlines() == [
+        '2 of 3 runs failed:', '  retinanet-teacher-s0: ValueError: not what it should be',
+        '  retinanet-amd-s0: its teacher retinanet-teacher-s0 failed']
+    assert any('retinanet-teacher-s0: FAILED, ValueError' in line for line in go.said)
+
+
 def test_a_failed_run_does_not_stop_others_and_is_named_with_its_log(children, go, dataset, tmp_path):
     children.fail('retinanet-baseline-s1')
     with pytest.raises(BatchError) as told:
@@ -332,7 +357,7 @@ def test_a_killed_child_leaves_the_others_unharmed_and_the_next_call_makes_it_al
     monkeypatch.setenv('HANGING', '')
     children.events_file.write_text('')
     said = go(runs)
-    assert said[:2] == [f'{runs[1].id} is failed (killed at step 3 of 9): it is run again',
+    assert said[:2] == [f'{runs[1].id} is failed (killed at step 3 of 9): it goes on where it can',
                         '3 of 4 runs are done, 1 to do, 2 at once']
     assert children.started() == [runs[1].id] and (places[1] / 'record.json').is_file()
 
@@ -399,6 +424,23 @@ def test_more_jobs_than_cards_share_them_evenly(children, go, monkeypatch):
     assert sorted(_cards(children).values()) == ['0', '0', '1', '1']
 
 
+@pytest.mark.parametrize('visible', [None, '4,5,6,7'])
+def test_each_run_on_several_gpus_has_cards_of_its_own(children, go, monkeypatch, visible):
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 4)
+    if visible:
+        monkeypatch.setenv('CUDA_VISIBLE_DEVICES', visible)
+    monkeypatch.setenv('CHILD_S', '0.4')
+    said = go([Run.of('retinanet-baseline', 'mini', seed, {'gpus': 2}) for seed in range(3)], jobs=None)
+    assert said[0].endswith('2 at once') and children.most_at_once() == 2
+    assert set(_cards(children).values()) == ({'4,5', '6,7'} if visible else {'0,1', '2,3'})
+
+
+def test_more_gpus_than_there_are_are_not_given_twice(children, go, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'device_count', lambda: 2)
+    go([Run.of('retinanet-baseline', 'mini', 0, {'gpus': 4})], jobs=None)
+    assert list(_cards(children).values()) == ['0,1']    # the run itself then says that two are missing
+
+
 @pytest.mark.parametrize('count, device', [(0, None), (1, None), (3, 'cuda:2'), (3, 'cpu')])
 def test_cards_are_left_alone_where_there_is_one_or_the_user_chose(children, go, monkeypatch, count, device):
     monkeypatch.setattr(torch.cuda, 'device_count', lambda: count)
@@ -411,6 +453,19 @@ def test_children_share_the_cores(dataset, monkeypatch, tmp_path):
     for jobs, threads in ((1, '8'), (3, '2'), (16, '1')):
         one = batch._Batch([], 0, dataset, None, jobs, False, None, tmp_path, {}, 20, print)
         assert one._environment(0)['OMP_NUM_THREADS'] == threads
+    one = batch._Batch([], 0, dataset, None, 2, False, None, tmp_path, {}, 20, print)
+    assert one._environment(0, gpus=2)['OMP_NUM_THREADS'] == '2'
+
+
+def test_children_find_published_weights_as_their_parent_does(dataset, monkeypatch, tmp_path):
+    """They work in the kit's folder, where relative paths would be others; a skipped check is skipped there too."""
+    (tmp_path / 'w').mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv('AMD_WEIGHTS', 'w')
+    monkeypatch.setenv('AMD_MIRRORS', 'https://there')
+    monkeypatch.setenv('AMD_TEACHER_CHECK', '0')
+    env = batch._Batch([], 0, dataset, None, 1, False, None, tmp_path, {}, 20, print)._environment(0)
+    assert (env['AMD_WEIGHTS'], env['AMD_MIRRORS'], env['AMD_TEACHER_CHECK']) == (f'{tmp_path}/w', 'https://there', '0')
 
 
 def test_each_child_has_a_port_of_its_own(children, go, dataset, tmp_path):

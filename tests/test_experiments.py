@@ -13,13 +13,13 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.hub import get_config
 
-from amdlib import experiments
+from amdlib import experiments, zoo
 from amdlib.amd import AMDLoss
 from amdlib.data import Dataset
 from amdlib.distill import METHODS
-from amdlib.experiments import (GROUPS, PROFILES, ROWS, TABLES, Run, SettingError, config, find_profile, find_row,
-                                find_table, read_settings, scale_weights, shorter, sweep_runs, table_runs,
-                                write_settings)
+from amdlib.experiments import (GROUPS, PROFILES, ROWS, TABLES, Run, SettingError, config, describe_lr,
+                                find_profile, find_row, find_table, read_settings, scale_weights, shorter, sweep_runs,
+                                table_runs, write_settings)
 from amdlib.losses import FGDLoss, FKDLoss, MGDLoss
 
 ROOT = Path(__file__).parents[1]
@@ -370,7 +370,7 @@ def test_a_weight_given_as_a_setting_is_on_the_papers_scale_too(tiny):
     (lambda: Run.of('retinanet-amd', 'mini', 0, {'epochs': True}), ['epochs=True', 'int']),
     (lambda: Run.of('retinanet-amd', 'mini', 0, {'epochs': 0}), ['epochs=0', 'positive']),
     (lambda: Run.of('retinanet-amd', 'mini', 0, {'lr': -1}), ['lr=-1', 'positive']),
-    (lambda: Run.of('retinanet-amd', 'mini', 0, {'amp': 1}), ['amp=1', 'bool']),
+    (lambda: Run.of('retinanet-amd', 'mini', 0, {'amp': 1}), ['amp=1', 'off, bf16, fp16']),
     (lambda: Run.of('retinanet-amd', 'mini', 0, {'spatial': 3}), ['spatial=3', 'str']),
     (lambda: Run.of('retinanet-amd', 'mini', 0, {'teacher_checkpoint': 'no/such.pth'}),
      ['no/such.pth', 'no such file']),
@@ -399,8 +399,8 @@ def test_bad_input_is_refused_with_what_is_known(call, words):
 
 
 def test_text_from_the_command_line_becomes_values():
-    run = Run.of('retinanet-amd', 'mini', 0, {'phi': '2', 'epochs': '3', 'amp': 'True', 'spatial': 'random'})
-    assert dict(run.settings) == {'phi': 2.0, 'epochs': 3, 'amp': True, 'spatial': 'random'}
+    run = Run.of('retinanet-amd', 'mini', 0, {'phi': '2', 'epochs': '3', 'amp': 'bf16', 'spatial': 'random'})
+    assert dict(run.settings) == {'phi': 2.0, 'epochs': 3, 'amp': 'bf16', 'spatial': 'random'}
     assert type(dict(run.settings)['phi']) is float
 
 
@@ -522,6 +522,62 @@ def test_weight_files_reach_the_config(dataset, tiny, tmp_path):
     assert cfg.model.teacher_weights == str(tmp_path / 'weights.pth')
 
 
+# ---- published weights ------------------------------------------------------------------------------------------
+
+@needs_paper
+@pytest.mark.parametrize('group', GROUPS.values(), ids=GROUPS)
+def test_the_teachers_published_value_is_that_of_the_methods_page(group):
+    page = (PAPER / 'method.md').read_text()
+    line = next(line for line in page.splitlines() if line.startswith(f'| {group.name} |'))
+    assert line.rstrip(' |').rpartition('|')[2].strip() == str(group.teacher_map_pct)
+
+
+@pytest.mark.parametrize('row', ROWS)
+def test_what_a_row_takes_from_the_zoo(cfg_of, row):
+    group = ROWS[row].group
+    assert Run.of(row, 'mini').published_files() == Run.of(row, 'small').published_files() == {}
+    published = Run.of(row, 'paper').published_files()
+    if ROWS[row].is_teacher:
+        assert published == {
+            'checkpoint': f'https://download.openmmlab.com/mmdetection/v2.0/{group.teacher_file}'}
+    else:
+        assert published == {'backbone': 'https://download.pytorch.org/models/resnet50-0676ba61.pth'}
+        model = cfg_of(row).model
+        assert model.get('student', model).backbone.init_cfg == {
+            'type': 'Pretrained', 'checkpoint': 'torchvision://resnet50'}
+
+
+def test_a_given_file_takes_the_place_of_the_published_one(tmp_path):
+    (tmp_path / 'mine.pth').write_bytes(b'x')
+    path = str(tmp_path / 'mine.pth')
+    run = Run.of('retinanet-amd', 'paper', 0, {'teacher_checkpoint': path, 'backbone': path})
+    assert run.published_files() == run.teacher().published_files() == {}
+    said = []
+    assert run.teacher().find_files(said.append) == {'checkpoint': path} and 'not checked' in said[0]
+
+
+def test_a_folder_stands_for_the_published_files_in_it(tmp_path):
+    """One TEACHER= for all three groups; the backbone likewise."""
+    names = {group: zoo.file_name(GROUPS[group].teacher_url) for group in GROUPS}
+    for name in names.values():
+        (tmp_path / name.replace('%2B', '+')).write_bytes(b'x')
+    (tmp_path / 'resnet50-0676ba61.pth').write_bytes(b'x')
+    runs = table_runs('table1', 'paper', settings={'teacher_checkpoint': str(tmp_path), 'backbone': str(tmp_path)})
+    for run in runs:
+        key = 'checkpoint' if run.row.is_teacher else 'teacher_checkpoint'
+        if run.row.name != 'baseline':
+            assert run.files()[key] == str(tmp_path / names[run.row.group.name].replace('%2B', '+'))
+        if not run.row.is_teacher:
+            assert run.files()['backbone'] == str(tmp_path / 'resnet50-0676ba61.pth')
+        if run.teacher():
+            assert run.teacher() in runs
+    (tmp_path / names['retinanet']).unlink()
+    with pytest.raises(SettingError, match=f'teacher_checkpoint={tmp_path}: the folder has no {names["retinanet"]}'):
+        Run.of('retinanet-amd', 'paper', 0, {'teacher_checkpoint': str(tmp_path)})
+    with pytest.raises(SettingError, match='a folder, expected a file'):
+        Run.of('retinanet-amd', 'mini', 0, {'teacher_checkpoint': str(tmp_path)})
+
+
 # ---- the text of a config ---------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize(('row', 'profile'), [
@@ -536,3 +592,58 @@ def test_the_printed_config_reads_back_equal(cfg_of, row, profile):
 
 def test_every_profile_says_what_it_can_show():
     assert all(len(profile.can_show) > 80 for profile in experiments.PROFILES.values())
+
+
+# ---- learning rate and switches ---------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(('profile', 'settings', 'scaled', 'images'), [
+    ('paper', {}, True, 2), ('paper', {'gpus': 8}, True, 16), ('paper', {'gpus': 4, 'accumulate': 2}, True, 16),
+    ('paper', {'lr': 0.005}, False, 2), ('small', {}, False, 8), ('small', {'gpus': 2}, True, 16),
+    ('mini', {}, False, 4), ('mini', {'batch_size': 1}, True, 1),
+    ('mini', {'batch_size': 2, 'accumulate': 2}, False, 4)])
+def test_the_learning_rate_grows_with_the_images_an_update(dataset, profile, settings, scaled, images):
+    run = Run.of('retinanet-baseline', profile, 0, settings)
+    cfg = config(run, {'mini': dataset, 'small': CELLS, 'paper': None}[profile])
+    assert run.images_per_update == images
+    rule = cfg.auto_scale_lr
+    assert rule.enable == scaled
+    if scaled:  # what mmengine will multiply with, which knows GPUs and batch size only
+        factor = run.batch_size * run.setting('gpus') / rule.base_batch_size
+        assert factor == images / (16 if profile == 'paper' else PROFILES[profile].batch_size)
+    assert cfg.optim_wrapper.get('accumulative_counts', 1) == run.setting('accumulate')
+
+
+@pytest.mark.parametrize(('profile', 'settings', 'given', 'used', 'text'), [
+    ('paper', {}, 0.01, 0.00125, 'lr 0.01 for 16 images a step -> 0.00125 for 2'),
+    ('paper', {'gpus': 8}, 0.01, 0.01, 'lr 0.01 for 16 images a step (2 x 8 GPUs)'),
+    ('paper', {'gpus': 2, 'accumulate': 2}, 0.01, 0.005,
+     'lr 0.01 for 16 images a step -> 0.005 for 8 (2 x 2 GPUs x 2 steps)'),
+    ('paper', {'lr': 0.02}, 0.02, 0.02, 'lr 0.02 for 2 images a step, as given: not scaled'),
+    ('mini', {}, 0.003, 0.003, 'lr 0.003 for 4 images a step')])
+def test_how_the_learning_rate_came_about_is_told(profile, settings, given, used, text):
+    assert describe_lr(Run.of('retinanet-baseline', profile, 0, settings), given, used) == text
+
+
+def test_switches_reach_the_config_and_their_defaults_are_the_run_itself(dataset, tiny):
+    off = {'gpus': 1, 'accumulate': 1, 'amp': 'off', 'tf32': False, 'channels_last': False, 'fused': 'False',
+           'compile_teacher': False, 'half_teacher': 'off'}
+    assert Run.of('retinanet-amd', tiny, 0, off) == Run.of('retinanet-amd', tiny)
+    on = {'gpus': 2, 'amp': 'bf16', 'tf32': 'True', 'channels_last': True, 'fused': True, 'compile_teacher': True,
+          'half_teacher': 'bf16'}
+    run = Run.of('retinanet-amd', tiny, 0, on)
+    cfg = config(run, dataset)
+    assert (cfg.gpus, cfg.tf32, cfg.channels_last, cfg.optim_wrapper.optimizer.fused) == (2, True, True, True)
+    assert cfg.optim_wrapper.type == 'BFloat16OptimWrapper'
+    assert (cfg.model.compile_teacher, cfg.model.half_teacher) == (True, 'bf16')
+    assert set(dict(run.teacher().settings)) == {'gpus', 'amp', 'tf32', 'channels_last', 'fused'}
+    with pytest.raises(SettingError, match="no setting 'compile_teacher'"):
+        Run.of('retinanet-baseline', tiny, 0, {'compile_teacher': True})
+    table = table_runs('table1', 'mini', 'retinanet', settings={'compile_teacher': True, 'amp': 'bf16'})
+    assert {run.row.name: run.setting('compile_teacher') for run in table} == {
+        'teacher': False, 'baseline': False, 'fkd': True, 'fgd': True, 'mgd': True, 'amd': True}
+    assert {run.setting('amp') for run in table} == {'bf16'}
+
+
+def test_mmdets_amp_is_float16(dataset, tiny):
+    cfg = config(Run.of('retinanet-baseline', tiny, 0, {'amp': True}), dataset)
+    assert (cfg.optim_wrapper.type, cfg.optim_wrapper.dtype) == ('AmpOptimWrapper', 'float16')

@@ -19,7 +19,8 @@ from amdlib.results import METRICS
 from amdlib.targets import TARGETS
 
 ROOT = Path(cli.__file__).parents[1]
-COMMANDS = ('list', 'show', 'run', 'data', 'table', 'notebook', 'reproduce', 'sweep', 'status', 'report', 'doctor')
+COMMANDS = ('list', 'values', 'show', 'run', 'data', 'table', 'export', 'notebook', 'reproduce', 'sweep', 'status',
+            'report', 'cost', 'dryrun', 'doctor')
 
 
 @pytest.fixture(scope='module')
@@ -128,6 +129,29 @@ def test_data_names_file_id_and_value_of_a_problem(call, coco_folder, tmp_path):
     assert status == 1 and err.startswith('error: ') and 'instances_val.json' in err and '77' in err
 
 
+@pytest.mark.parametrize(('words', 'images'), [
+    ([], ''), (['--teacher-check-images', 50], '50'), (['--skip-teacher-check'], '0')])
+def test_weights_and_the_check_of_the_teacher_go_by_the_environment(call, coco_folder, tmp_path, monkeypatch, words,
+                                                                    images):
+    """From there they reach notebooks, batches and their processes, whatever folder these work in."""
+    for name in ('AMD_WEIGHTS', 'AMD_CACHE', 'AMD_MIRRORS', 'AMD_TEACHER_CHECK'):
+        monkeypatch.setenv(name, '')
+    (tmp_path / 'w').mkdir()
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    monkeypatch.setattr('amdlib.train.run_row', lambda *_, **__: seen.append(dict(os.environ)))
+    status, _, told = call('run', 'retinanet-baseline', '--profile', 'small', '--data', coco_folder, '--weights', 'w',
+                           *words)
+    assert status == 0, told
+    assert (seen[0]['AMD_WEIGHTS'], seen[0]['AMD_TEACHER_CHECK']) == (str(tmp_path / 'w'), images)
+
+
+def test_a_weights_folder_that_is_not_there_is_told_in_a_line(call, monkeypatch):
+    monkeypatch.setenv('AMD_WEIGHTS', '')
+    status, _, told = call('run', 'retinanet-baseline', '--weights', '/no/such')
+    assert status == 1 and told == 'error: AMD_WEIGHTS=/no/such: no such folder\n'
+
+
 # ---- what it refuses --------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('words, expected', [
@@ -152,7 +176,7 @@ def test_data_names_file_id_and_value_of_a_problem(call, coco_folder, tmp_path):
     (['sweep', 'reppoints-amd', 'phi', '1', '--device', 'cpu:1'], ['--device cpu:1: expected cpu, cuda or cuda:N']),
     (['table', '--seeds', 'a,b'], ["seeds 'a,b'"]),
     (['run', 'retinanet-amd', '--set', 'phy=1'], ["no setting 'phy'", 'phi', 'epochs']),
-    (['run', 'retinanet-baseline', '--set', 'phi=1'], ["no setting 'phi'", 'epochs, batch_size, lr, amp']),
+    (['run', 'retinanet-baseline', '--set', 'phi=1'], ["no setting 'phi'", 'epochs, batch_size, lr, gpus']),
     (['run', 'retinanet-amd', '--set', 'epochs'], ["'epochs': expected KEY=VALUE"]),
     (['run', 'retinanet-amd', '--set', '=3'], ["'=3': expected KEY=VALUE"]),
     (['run', 'retinanet-amd', '--set', 'epochs=many'], ["epochs='many': expected int"]),
@@ -221,6 +245,22 @@ def test_a_gpu_that_is_not_there(call, device):
     assert status == 1 and f'--device {device}: torch sees no such GPU' in err and 'doctor' in err
 
 
+@pytest.mark.parametrize(('visible', 'device', 'chosen'), [
+    (None, 'cuda:2', '2'), ('4,6', 'cuda:1', '6'), ('4,6', 'cuda', '4,6'), ('4,6', 'cuda:2', ''), ('4,6', 'cpu', '')])
+def test_a_gpu_is_counted_among_the_visible_ones(monkeypatch, visible, device, chosen):
+    if visible is None:
+        monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
+    else:
+        monkeypatch.setenv('CUDA_VISIBLE_DEVICES', visible)
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: os.environ['CUDA_VISIBLE_DEVICES'] != '')
+    if device == 'cuda:2' and visible:
+        with pytest.raises(SystemExit, match='torch sees no such GPU'):
+            cli._choose_device(device)
+    else:
+        cli._choose_device(device)
+    assert os.environ['CUDA_VISIBLE_DEVICES'] == chosen
+
+
 def test_run_passes_its_words_on(call, coco_folder, monkeypatch, tmp_path):
     from amdlib import train
     seen = {}
@@ -228,12 +268,14 @@ def test_run_passes_its_words_on(call, coco_folder, monkeypatch, tmp_path):
         more, run=run, dataset=dataset, results=results_dir))
     status, _, err = call('run', 'retinanet-amd', '--profile', 'small', '--data', coco_folder,
                           '--results', tmp_path / 'r', '--seed', '2', '--set', 'phi=0.5', '--amp', '--force',
-                          '--resume', '--work-dir', tmp_path / 'w', '--device', 'cpu',
-                          '--cfg-options', 'a.b=1', 'c=[1,2]', 'd=x')
+                          '--gpus', '2', '--workers', '3', '--resume', '--work-dir', tmp_path / 'w', '--device', 'cpu',
+                          '--tensorboard', '--cfg-options', 'a.b=1', 'c=[1,2]', 'd=x', "e=[{'type': 'T'}]")
     assert status == 0, err
-    assert (seen['run'].id, seen['dataset'].name) == ('retinanet-amd+amp=True+phi=0.5-s2', 'a-set')
-    assert (seen['force'], seen['resume'], seen['results']) == (True, True, tmp_path / 'r')
-    assert seen['cfg_options'] == {'a.b': 1, 'c': [1, 2], 'd': 'x'} and Path(seen['work_dir']) == tmp_path / 'w'
+    assert (seen['run'].id, seen['dataset'].name) == ('retinanet-amd+amp=fp16+gpus=2+phi=0.5-s2', 'a-set')
+    assert (seen['force'], seen['resume'], seen['workers'], seen['results']) == (True, True, 3, tmp_path / 'r')
+    assert seen['tensorboard'] is True
+    assert seen['cfg_options'] == {'a.b': 1, 'c': [1, 2], 'd': 'x', 'e': [{'type': 'T'}]}
+    assert Path(seen['work_dir']) == tmp_path / 'w'
     assert os.environ['CUDA_VISIBLE_DEVICES'] == ''
 
 

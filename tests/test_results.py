@@ -148,7 +148,7 @@ def test_paths_and_workers_do_not_count_as_settings(dataset, tiny, tmp_path):
     moved = replace(dataset, **{key: tmp_path / 'moved' / getattr(dataset, key).name
                                 for key in ('train_ann', 'train_images', 'test_ann', 'test_images')})
     assert hash_of(tiny, moved) == wanted
-    assert hash_of(shorter(tiny, workers=3), dataset) == wanted
+    assert hash_of(shorter(tiny, workers=3), dataset) == hash_of(shorter(tiny, workers=1), dataset) != wanted
 
 
 def test_a_weight_files_folder_does_not_count_but_its_content_does(dataset, tiny, tmp_path):
@@ -311,6 +311,27 @@ def test_a_record_that_cannot_be_read_is_stale(amd, stand, finish):
     finish(amd.teacher())
     (finish(amd) / 'record.json').write_text('{"settings_hash": ')
     assert stand(amd).name == 'stale' and 'cannot be read' in stand(amd).why
+
+
+@pytest.mark.parametrize('left_out', ['settings_hash', 'files', 'data', 'code_fingerprint', 'teacher', None])
+def test_a_record_of_another_format_is_stale(amd, stand, finish, left_out):
+    finish(amd.teacher())
+    file = finish(amd) / 'record.json'
+    record = json.loads(file.read_text())
+    file.write_text(json.dumps({key: value for key, value in record.items() if key != left_out} if left_out else [1]))
+    assert stand(amd).name == 'stale' and 'record of another format' in stand(amd).why
+
+
+def test_a_number_of_a_process_that_is_used_again_is_not_the_run(amd, dataset, stand, tmp_path):
+    place = results.run_folder(amd, dataset, tmp_path)
+    place.mkdir(parents=True)
+    began = results.process_start(os.getpid())
+    assert began > results.process_start(1) and results.process_start(2 ** 22 + 1) is None
+    for started, pid in ((began, os.getpid()), (began - 1, None), (None, os.getpid())):   # None: an older kit's file
+        results.write_json(place / 'progress.json', {'phase': 'train', 'step': 3, 'steps': 9, 'pid': os.getpid(),
+                                                     'started': started, 'host': platform.node()})
+        assert results.training_process(place) == pid
+        assert stand(amd).name == ('failed' if pid is None else 'running')
 
 
 @pytest.mark.parametrize(('progress', 'name', 'why'), [

@@ -1,18 +1,24 @@
 """train.py: one run from start to record; what a record promises; stale, forced, failed, resumed and seeded runs."""
+import copy
+import dataclasses
 import gzip
 import json
+import os
+import shutil
+import subprocess
 import sys
 import threading
 
 import numpy as np
 import pytest
 import torch
-from mmdet.registry import MODELS
+from mmdet.registry import MODELS, VISUALIZERS
 from mmengine.config import Config
 
-from amdlib import data, results, train, weights
-from amdlib.experiments import Run, shorter
+from amdlib import data, experiments, gate, results, train, weights, zoo
+from amdlib.experiments import GROUPS, ROWS, Run, config, shorter
 from amdlib.train import ProgressReport, TrainingError, describe, minutes, run_row
+from amdlib.zoo import ZooError
 
 slow = pytest.mark.slow
 PROMISED = {'id', 'row', 'group', 'profile', 'seed', 'settings', 'settings_hash', 'config', 'files', 'code_fingerprint',
@@ -210,7 +216,48 @@ def test_a_checkpoint_is_evaluated_and_not_trained(trained, dataset, tiny, tmp_p
     assert all(torch.equal(value, _state_dict(folder)[name]) for name, value in _state_dict(place).items())
 
 
-# ---- failed and resumed -----------------------------------------------------------------------------------------
+# ---- logs for others --------------------------------------------------------------------------------------------
+
+@slow
+@pytest.mark.parametrize('by', ['argument', 'environment'])
+def test_tensorboard_changes_no_number_and_no_hash(trained, dataset, tiny, tmp_path, monkeypatch, by):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    run, record, folder = trained('retinanet-baseline')
+    if by == 'environment':
+        monkeypatch.setenv('AMD_TENSORBOARD', '1')
+    again = run_row(run, dataset, tmp_path, tensorboard=by == 'argument', say=lambda *_: None)
+    assert again['settings_hash'] == record['settings_hash'] and again['numbers'] == record['numbers']
+    assert results.state(run, dataset, tmp_path).name == 'done'
+    other = results.run_folder(run, dataset, tmp_path)
+    assert all(torch.equal(value, _state_dict(folder)[name]) for name, value in _state_dict(other).items())
+    events = EventAccumulator(str(other / 'tensorboard'))
+    events.Reload()
+    lines = [json.loads(line) for line in (other / 'scalars.jsonl').read_text().splitlines()]
+    assert [one.value for one in events.Scalars('loss')] == pytest.approx([line['loss'] for line in lines])
+    assert not (folder / 'tensorboard').exists()
+
+
+def test_tensorboard_that_is_not_installed_is_told_before_training(dataset, tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr(train.importlib.util, 'find_spec', lambda _: None)
+    with pytest.raises(TrainingError, match='--tensorboard needs the package tensorboard: make setup, or pip install'):
+        run_row(Run.of('retinanet-baseline', tiny), dataset, tmp_path, tensorboard=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_wandb_is_one_of_mmengines_back_ends(dataset, tiny, tmp_path):
+    """What --cfg-options "visualizer.vis_backends=[...]" gives; W&B itself is loaded when something is logged."""
+    cfg = config(Run.of('retinanet-baseline', tiny), dataset, tmp_path)
+    wanted = results.settings_hash(cfg)
+    cfg.merge_from_dict({'visualizer.vis_backends': [
+        {'type': 'LocalVisBackend'}, {'type': 'WandbVisBackend', 'init_kwargs': {'project': 'amd'}}]})
+    cfg.visualizer.update(name='with-wandb', save_dir=str(tmp_path))
+    visualizer = VISUALIZERS.build(cfg.visualizer)
+    assert list(visualizer._vis_backends) == ['LocalVisBackend', 'WandbVisBackend']
+    assert visualizer._vis_backends['WandbVisBackend']._init_kwargs == {'project': 'amd'}
+    assert results.settings_hash(cfg) == wanted
+
+
+# ---- failed -----------------------------------------------------------------------------------------
 
 @slow
 def test_a_failing_run_says_failed_and_leaves_no_record(dataset, tiny, tmp_path, monkeypatch):
@@ -232,33 +279,6 @@ def test_a_failing_run_says_failed_and_leaves_no_record(dataset, tiny, tmp_path,
     assert results.state(run, dataset, tmp_path).name == 'failed'
 
 
-@slow
-def test_resume_goes_on_after_the_last_whole_epoch(dataset, tiny, tmp_path, monkeypatch):
-    run = Run.of('retinanet-baseline', tiny, 0, {'epochs': 2})
-    folder = results.run_folder(run, dataset, tmp_path)
-
-    def interrupt(self, runner):
-        if runner.epoch == 1:
-            raise KeyboardInterrupt
-    with monkeypatch.context() as patch:
-        patch.setattr(train.ProgressHook, 'before_train_epoch', interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            run_row(run, dataset, tmp_path, say=lambda *_: None)
-    assert results.state(run, dataset, tmp_path).name == 'failed'
-    assert [path.name for path in folder.glob('mmengine/*.pth')] == ['epoch_1.pth']
-
-    trained_steps, original = [], train.ProgressHook.after_train_iter
-
-    def count(self, runner, *words, **more):
-        trained_steps.append(runner.iter + 1)
-        original(self, runner, *words, **more)
-    monkeypatch.setattr(train.ProgressHook, 'after_train_iter', count)
-    record = run_row(run, dataset, tmp_path, resume=True, say=lambda *_: None)
-    assert trained_steps == [5, 6, 7, 8] and record['steps'] == 8
-    assert results.state(run, dataset, tmp_path).name == 'done'
-    assert not (folder / 'error.txt').exists() and not list(folder.glob('mmengine/*.pth'))
-
-
 # ---- refusals ---------------------------------------------------------------------------------------------------
 
 def test_cfg_options_need_a_work_dir(dataset, tiny, tmp_path):
@@ -267,12 +287,233 @@ def test_cfg_options_need_a_work_dir(dataset, tiny, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@slow
+def test_a_gpu_out_of_memory_is_told_with_what_to_lower(dataset, tiny, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2.00 GiB.\nmore')
+    monkeypatch.setattr(train.ProgressHook, 'after_train_iter', full)
+    run = Run.of('retinanet-baseline', tiny)
+    with pytest.raises(TrainingError) as told:
+        run_row(run, dataset, tmp_path, say=lambda *_: None)
+    for word in ('2 images of up to 64x64 px', 'BATCH_SIZE (batch_size=1; ACCUMULATE=2 keeps 2 images an update)',
+                 'AMP=bf16', 'image size', 'Tried to allocate 2.00 GiB.'):
+        assert word in str(told.value)
+    assert 'HALF_TEACHER' not in str(told.value)     # there is no teacher beside it
+    progress = results.read_progress(results.run_folder(run, dataset, tmp_path))
+    assert progress['phase'] == 'failed' and 'out of memory' in progress['error']
+
+
+def test_what_to_lower_depends_on_the_run(tiny):
+    error = torch.OutOfMemoryError('full')
+    one = train.out_of_memory(Run.of('retinanet-amd', tiny, 0, {'batch_size': 1, 'amp': 'bf16'}), error)
+    assert 'BATCH_SIZE' not in one and 'AMP=' not in one and 'HALF_TEACHER=bf16' in one and 'image size' in one
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
+@pytest.mark.parametrize('settings', [{'amp': 'fp16'}, {'half_teacher': 'fp16'}])
+def test_float16_needs_a_gpu(dataset, tiny, tmp_path, settings):
+    with pytest.raises(TrainingError, match='fp16 needs a GPU; bf16'):
+        run_row(Run.of('retinanet-amd', tiny, 0, settings), dataset, tmp_path)
+
+
 @pytest.mark.parametrize('row', ['retinanet-teacher', 'retinanet-amd'])
-def test_the_papers_teacher_is_not_trained_but_asked_for(dataset, tmp_path, row):
-    with pytest.raises(TrainingError, match='retinanet_x101_64x4d_fpn_1x_coco_20200130-366f5af1.pth') as told:
+def test_the_papers_teacher_is_not_trained_but_asked_for(dataset, tmp_path, nowhere, row):
+    with pytest.raises(ZooError, match='retinanet_x101_64x4d_fpn_1x_coco_20200130-366f5af1.pth was not found') as told:
         run_row(Run.of(row, 'paper'), dataset, tmp_path)
-    assert 'teacher_checkpoint' in str(told.value)
+    assert 'begins with 366f5af1' in str(told.value) and 'AMD_WEIGHTS' in str(told.value)
     assert not list(tmp_path.rglob('record.json'))
+    found = results.state(Run.of('retinanet-teacher', 'paper'), dataset, tmp_path)
+    assert found.name == 'failed' and found.why.startswith('ZooError: retinanet_x101_64x4d_fpn_1x_coco_20200130')
+
+
+# ---- published weights ------------------------------------------------------------------------------------------
+
+@pytest.fixture
+def nowhere(tmp_path, monkeypatch):
+    """No weights on this machine and none to be fetched; gives the folder that AMD_WEIGHTS names."""
+    folder = tmp_path / 'given'
+    folder.mkdir()
+    for name, value in (('AMD_WEIGHTS', folder), ('AMD_CACHE', tmp_path / 'cache'), ('TORCH_HOME', tmp_path / 'torch'),
+                        ('NO_PROXY', '*'), ('AMD_MIRRORS', ''), ('AMD_TEACHER_CHECK', '')):
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(experiments, 'MODEL_ZOO', 'http://127.0.0.1:1/')
+    return folder
+
+
+@pytest.fixture
+def published(dataset, tiny, nowhere, monkeypatch):
+    """The profile `paper` at the size of `tiny`, with published files to it: (profile, files by setting, publish)."""
+    paper = shorter(tiny, name='paper', published=True)
+
+    def save(name, state):
+        weights.write_weights(nowhere / 'new', state, {})
+        path = nowhere / f'{name}-{weights.sha256(nowhere / "new")[:8]}.pth'
+        (nowhere / 'new').rename(path)
+        return path
+
+    def publish(map_pct):
+        group = dataclasses.replace(GROUPS['retinanet'], teacher_file=f'a/{files["checkpoint"].name}',
+                                    teacher_map_pct=map_pct)
+        for name in ('retinanet-teacher', 'retinanet-amd', 'retinanet-baseline'):
+            monkeypatch.setitem(ROWS, name, dataclasses.replace(ROWS[name], group=group))
+    torch.manual_seed(0)
+    teacher, student = (MODELS.build(config(Run.of(f'retinanet-{name}', tiny), dataset).model)
+                        for name in ('teacher', 'baseline'))
+    backbone = {name: torch.full_like(value, 0.5) for name, value in student.backbone.state_dict().items()}
+    files = {'checkpoint': save('teacher', teacher.state_dict()), 'backbone': save('r18', backbone)}
+    monkeypatch.setattr(zoo, 'address', lambda _: f'http://127.0.0.1:1/{files["backbone"].name}')
+    return paper, files, publish
+
+
+@slow
+def test_a_student_at_paper_finds_its_teacher_and_backbone_and_records_them(dataset, published, tmp_path, monkeypatch):
+    paper, files, publish = published
+    publish(map_pct=2.0)    # an untrained teacher has none, which is within 4 of it
+    begun = []
+    monkeypatch.setattr(train.QuietRunner, 'train', lambda self: begun.append(
+        (self._init_model_weights(), self.model.student.state_dict()['backbone.layer1.0.conv1.weight'].clone())))
+    quiet = {'say': lambda *_: None}
+    run = Run.of('retinanet-amd', paper)
+    record = run_row(run, dataset, tmp_path, **quiet)
+    assert run.id == 'retinanet-amd-s0' and (begun[0][1] == 0.5).all()    # mmengine has loaded the published backbone
+    assert record['files'] == {'backbone': weights.sha256(files['backbone'])}
+    assert record['settings'] == {'backbone': files['backbone'].name}
+    teacher = run_row(run.teacher(), dataset, tmp_path, **quiet)
+    assert teacher['files'] == {'checkpoint': weights.sha256(files['checkpoint'])} and teacher['steps'] == 0
+    check = {'images': 300, 'map_pct': teacher['numbers']['mAP'], 'published_map_pct': 2.0}
+    assert record['teacher_check'] == teacher['teacher_check'] == check
+    place = results.run_folder(run.teacher(), dataset, tmp_path)
+    assert all(torch.equal(value, weights.read_weights(files['checkpoint'])[name])
+               for name, value in _state_dict(place).items())
+    for path in files.values():
+        path.unlink()
+    assert results.state(run, dataset, tmp_path).name == 'done'    # by the digits in the names, without the files
+    record['files']['backbone'] = '0' * 64
+    results.write_json(results.run_folder(run, dataset, tmp_path) / 'record.json', record)
+    assert results.state(run, dataset, tmp_path).name == 'stale'
+
+
+@slow
+def test_a_teacher_that_is_not_as_good_as_published_stops_everything(dataset, published, tmp_path, monkeypatch):
+    paper, files, publish = published
+    publish(map_pct=41.0)
+    run, evaluated = Run.of('retinanet-amd', paper), []
+
+    def count(*words, original=train.evaluate, **more):
+        evaluated.append(1)
+        return original(*words, **more)
+    monkeypatch.setattr(train, 'evaluate', count)
+    for _ in range(2):
+        with pytest.raises(gate.TeacherError, match=r'has 0\.\d mAP on the first 300 images'):
+            run_row(run, dataset, tmp_path, say=lambda *_: None)
+        assert not list(tmp_path.rglob('record.json')) and len(evaluated) == 1
+    monkeypatch.setenv('AMD_TEACHER_CHECK', '0')
+    record = run_row(run.teacher(), dataset, tmp_path, say=lambda *_: None)
+    assert record['teacher_check'] == {'images': 0, 'map_pct': None, 'published_map_pct': 41.0}
+    monkeypatch.setenv('AMD_TEACHER_CHECK', '')
+    with pytest.raises(gate.TeacherError):    # the teacher's row is done, but its students do not start
+        run_row(run, dataset, tmp_path, say=lambda *_: None)
+    assert len(evaluated) == 1
+    assert run_row(Run.of('retinanet-baseline', paper), dataset, tmp_path, say=lambda *_: None)['teacher_check'] is None
+
+
+@slow
+@pytest.mark.parametrize(('spoil', 'told'), [
+    (lambda state: {**state, 'bbox_head.retina_cls.bias': torch.zeros(720)}, 'another number of classes'),
+    (lambda state: {f'rpn_head.{name}': value for name, value in state.items()}, 'another architecture')])
+def test_a_wrong_teacher_is_refused_before_it_is_evaluated(dataset, tiny, published, tmp_path, spoil, told):
+    _, files, _ = published
+    weights.write_weights(tmp_path / 'wrong.pth', spoil(weights.read_weights(files['checkpoint'])), {})
+    run = Run.of('retinanet-amd', tiny, 0, {'teacher_checkpoint': str(tmp_path / 'wrong.pth')})
+    with pytest.raises(weights.WeightsError, match=told):
+        run_row(run, dataset, tmp_path, say=lambda *_: None)
+    assert not list(tmp_path.rglob('record.json'))
+
+
+@slow
+def test_a_backbone_that_does_not_fit_is_refused_before_training(dataset, tiny, published, tmp_path):
+    _, files, _ = published
+    run = Run.of('retinanet-baseline', tiny, 0, {'backbone': str(files['checkpoint'])})    # a whole detector
+    with pytest.raises(weights.WeightsError, match=r'does not fit ResNet.*\n  not in the file'):
+        run_row(run, dataset, tmp_path, say=lambda *_: None)
+
+
+# ---- learning rate and switches for speed -----------------------------------------------------------------------
+
+def _losses(run, dataset, place, results_dir):
+    """The loss of every step."""
+    run_row(run, dataset, results_dir, work_dir=place, say=lambda *_: None, cfg_options={
+        'default_hooks.logger.interval': 1, 'log_processor.window_size': 1})
+    logged = [json.loads(line) for line in (place / 'scalars.jsonl').read_text().splitlines()]
+    assert [line['step'] for line in logged] == list(range(1, len(logged) + 1))
+    return np.array([line['loss'] for line in logged])
+
+
+@slow
+def test_with_every_switch_on_the_losses_stay_within_what_another_seed_shows(dataset, tiny, tmp_path):
+    """All but the compiled teacher, which has a test of its own. 128 px: from maps of 1x1, as P6 is at 64 px, torch's
+    bfloat16 convolution on the CPU gives the weights a gradient of uninitialised memory."""
+    tiny = shorter(tiny, image_px=(128, 128))
+    switches = {'amp': 'bf16', 'half_teacher': 'bf16', 'tf32': True, 'channels_last': True, 'fused': True}
+    checkpoint = tmp_path / 'teacher.pth'    # one teacher for all, untrained
+    torch.manual_seed(0)
+    teacher = MODELS.build(config(Run.of('retinanet-teacher', tiny), dataset).model)
+    teacher.init_weights()
+    weights.write_weights(checkpoint, teacher.state_dict(), {})
+    settings = {'epochs': 3, 'teacher_checkpoint': str(checkpoint)}
+    plain, on, *others = (
+        _losses(Run.of('retinanet-amd', tiny, seed, {**settings, **more}), dataset, tmp_path / name, tmp_path)
+        for name, seed, more in (('plain', 0, {}), ('on', 0, switches), ('seed 1', 1, {}), ('seed 2', 2, {})))
+    assert len(plain) == len(on) == 12 and not np.array_equal(plain, on)
+    spread = np.mean([np.abs(other - plain).mean() for other in others])
+    print(f'mean difference: switches {np.abs(on - plain).mean():.4f}, another seed {spread:.4f}')
+    assert np.abs(on - plain).mean() < spread
+    assert torch.get_float32_matmul_precision() == 'highest'     # as before the run
+
+
+@slow
+@pytest.mark.parametrize('row', ['reppoints-fgd', 'faster_rcnn-fkd', 'retinanet-mgd'])
+def test_every_group_trains_in_channels_last_and_bfloat16(dataset, tiny, train_step, row):
+    run = Run.of(row, tiny, 0, {'amp': 'bf16', 'channels_last': True, 'fused': True, 'half_teacher': 'bf16'})
+    cfg = config(run, dataset)
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    logged = train_step(model.to(memory_format=torch.channels_last), cfg)
+    assert all(torch.isfinite(value) for value in logged.values()), logged
+
+
+@slow
+def test_a_compiled_teacher_has_the_same_features(dataset, tiny):
+    if not shutil.which('g++'):
+        pytest.skip('torch.compile needs a C++ compiler on the CPU')
+    cfg, found = config(Run.of('retinanet-amd', tiny), dataset), []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = MODELS.build({**copy.deepcopy(cfg.model), 'compile_teacher': compiled})
+        assert not any('_orig_mod' in name for name in model.teacher.state_dict())
+        found.append(model._teacher_features(torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))))
+    for plain, other in zip(*found, strict=True):
+        assert torch.allclose(plain, other, rtol=1e-3, atol=1e-4 * plain.abs().max())
+
+
+@slow
+def test_the_learning_rate_that_is_used_is_told(dataset, tiny, tmp_path, monkeypatch):
+    used = []
+
+    def stop(self, runner):
+        used.append(runner.optim_wrapper.optimizer.param_groups[0]['initial_lr'])
+        raise KeyboardInterrupt
+    monkeypatch.setattr(train.ProgressHook, 'before_train_epoch', stop)
+    for settings, lr, text in (({}, 3e-3, 'lr 0.003 for 2 images a step'),
+                               ({'batch_size': 1}, 1.5e-3, 'lr 0.003 for 2 images a step -> 0.0015 for 1'),
+                               ({'batch_size': 1, 'lr': 0.1}, 0.1, 'lr 0.1 for 1 images a step, as given: not scaled'),
+                               ({'accumulate': 3}, 9e-3,
+                                'lr 0.003 for 2 images a step -> 0.009 for 6 (2 x 3 steps)')):
+        run, said = Run.of('retinanet-baseline', tiny, 0, settings), []
+        with pytest.raises(KeyboardInterrupt):
+            run_row(run, dataset, tmp_path, say=said.append)
+        assert used[-1] == pytest.approx(lr) and said[-1] == f'{run.id}: {text}'
 
 
 # ---- progress ---------------------------------------------------------------------------------------------------
@@ -357,3 +598,13 @@ def test_progress_json_is_not_written_more_than_once_a_second(tmp_path, clock):
     assert results.read_progress(tmp_path)['step'] == 1
     report.update('train', 10, 10, 0.1)   # but the last step is
     assert results.read_progress(tmp_path)['step'] == 10
+
+
+def test_peak_memory_is_the_process_own():
+    """A process started by a large one is not large itself."""
+    ballast = bytearray(os.urandom(1 << 20)) * 400
+    code = 'from amdlib.train import peak_memory_bytes as p; a = p(); b = bytearray(300 << 20); print(a, p())'
+    small, large = map(int, subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True,
+                                           cwd=results.ROOT).stdout.split()[-2:])
+    assert train.peak_memory_bytes() > len(ballast) and large - small > 250 << 20
+    assert small < train.peak_memory_bytes() - (300 << 20)

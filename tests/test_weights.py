@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
+from mmdet.registry import MODELS
 from torch import nn
 
-from amdlib.weights import WeightsError, harmless_types, load_strictly, read_weights, sha256, write_weights
+from amdlib.weights import (WeightsError, check_backbone, harmless_types, load_strictly, read_weights, sha256,
+                            write_weights)
 
 
 def model():
@@ -76,6 +78,13 @@ def test_a_file_that_is_no_checkpoint_is_refused(tmp_path, content):
     (tmp_path / 'page.pth').write_bytes(content)
     with pytest.raises(WeightsError, match='page.pth'):
         read_weights(tmp_path / 'page.pth')
+
+
+@pytest.mark.parametrize('page', [b'<!DOCTYPE html><html>', b'\r\n  <?xml version="1.0"?><Error>NoSuchKey</Error>'])
+def test_a_web_page_is_called_one(tmp_path, page):
+    (tmp_path / 'w.pth').write_bytes(page)
+    with pytest.raises(WeightsError, match=rf'w.pth \({len(page)} bytes\) is a web page, not a checkpoint'):
+        read_weights(tmp_path / 'w.pth')
 
 
 @pytest.mark.parametrize('content', [torch.zeros(3), [torch.zeros(3)], None, {'state_dict': 3}])
@@ -170,6 +179,91 @@ def test_each_kind_of_mismatch_alone_is_refused(spoil):
         load_strictly(model(), weights, 'w.pth')
 
 
+@pytest.mark.parametrize('entry', ['text', 3, None, [1.0], {'w': 1}])
+def test_an_entry_that_is_no_tensor_is_named(entry):
+    weights = {**model().state_dict(), '0.bias': entry}
+    with pytest.raises(WeightsError, match=rf'no tensor \(1\): 0.bias \({type(entry).__name__}\)'):
+        load_strictly(model(), weights, 'w.pth')
+    with pytest.raises(WeightsError, match=r'not in the model \(1\): 7'):
+        load_strictly(model(), {**model().state_dict(), 7: entry}, 'w.pth')
+
+
+def test_what_no_detector_needs_may_be_missing_or_too_much():
+    """Counts of batches (torch before 0.4.1 had none), moving averages beside the weights, a data-parallel wrapper."""
+    target = model()
+    weights = {f'module.{name}': torch.full_like(value, 2) for name, value in target.state_dict().items()
+               if 'num_batches' not in name}
+    weights['ema_0_weight'] = torch.zeros(4, 3, 1, 1)
+    load_strictly(target, weights, 'w.pth')
+    state = target.state_dict()
+    assert state.pop('1.num_batches_tracked') == 0
+    assert all((value == 2).all() for value in state.values())
+
+
+def deformable_backbone():
+    return MODELS.build(dict(
+        type='ResNeXt', depth=50, groups=2, base_width=4, base_channels=4, stem_channels=8, style='pytorch',
+        dcn=dict(type='DCN', deform_groups=1, fallback_on_stride=False), stage_with_dcn=(False, True, True, True)))
+
+
+def old_names(state):
+    """As mmdet 1 wrote them: the offsets of a deformable convolution beside it."""
+    return {name.replace('.conv_offset.', '_offset.'): value for name, value in state.items()}
+
+
+def test_offsets_of_deformable_convolutions_under_their_old_names_are_loaded(tmp_path):
+    torch.manual_seed(1)
+    wanted = {name: torch.randn_like(value) if value.is_floating_point() else value
+              for name, value in deformable_backbone().state_dict().items()}
+    old = old_names(wanted)
+    assert 'layer2.0.conv2_offset.weight' in old and not any('.conv_offset.' in name for name in old)
+    torch.save({'state_dict': old, 'meta': {}, 'optimizer': {}}, tmp_path / 'w.pth',
+               _use_new_zipfile_serialization=False)
+    target = deformable_backbone()
+    load_strictly(target, read_weights(tmp_path / 'w.pth'), 'w.pth')
+    assert all(torch.equal(value, wanted[name]) for name, value in target.state_dict().items())
+    del old['layer3.1.conv2_offset.bias']
+    with pytest.raises(WeightsError, match=r'not in the file \(1\): layer3.1.conv2.conv_offset.bias'):
+        load_strictly(target, old, 'w.pth')
+
+
+def detector(channels=8, classes=3, kind='RetinaHead'):
+    """A whole small RetinaNet."""
+    return MODELS.build(dict(
+        type='RetinaNet', backbone=dict(type='ResNet', depth=18, base_channels=8, stem_channels=8),
+        neck=dict(type='FPN', in_channels=[8, 16, 32, 64], out_channels=channels, num_outs=5),
+        bbox_head=dict(type=kind, num_classes=classes, in_channels=channels, feat_channels=channels, stacked_convs=1,
+                       norm_cfg=None)))
+
+
+def test_another_number_of_classes_is_told_as_such():
+    with pytest.raises(WeightsError) as told:
+        load_strictly(detector(classes=3), detector(classes=80).state_dict(), 'coco.pth')
+    first, *lists = str(told.value).splitlines()
+    assert first == 'coco.pth does not fit RetinaNet; it may be of another number of classes:'
+    assert lists == ['  of another shape (2): bbox_head.retina_cls.weight: file (720, 8, 3, 3), model (27, 8, 3, 3), '
+                     'bbox_head.retina_cls.bias: file (720,), model (27,)']
+
+
+@pytest.mark.parametrize('other', [{'channels': 4}, {'kind': 'FCOSHead'}])
+def test_another_architecture_is_told_as_such(other):
+    with pytest.raises(WeightsError, match='w.pth does not fit RetinaNet; it may be of another architecture:'):
+        load_strictly(detector(), detector(**other).state_dict(), 'w.pth')
+
+
+def test_a_backbone_must_be_whole_and_may_bring_its_classifier():
+    backbone = detector().backbone
+    weights = {**backbone.state_dict(), 'fc.weight': torch.zeros(10, 64), 'fc.bias': torch.zeros(10)}
+    check_backbone(backbone, weights, 'r18.pth')
+    check_backbone(backbone, {name: value for name, value in weights.items() if 'num_batches' not in name}, 'r18.pth')
+    for spoil, told in (({'layer1.0.conv3.weight': torch.zeros(1)}, r'not in the model \(1\): layer1.0.conv3.weight'),
+                        ({'conv1.weight': torch.zeros(64, 3, 7, 7)}, r'conv1.weight: file \(64, 3, 7, 7\), model')):
+        with pytest.raises(WeightsError, match=told):
+            check_backbone(backbone, {**weights, **spoil}, 'r18.pth')
+    with pytest.raises(WeightsError, match=r'r18.pth does not fit ResNet.*\n  not in the file \(\d+\): conv1.weight'):
+        check_backbone(backbone, detector().state_dict(), 'r18.pth')    # a detector's file has backbone.conv1.weight
+
+
 # ---- writing ----------------------------------------------------------------------------------------------------
 
 def test_a_failed_write_leaves_the_target_as_it_was(tmp_path, monkeypatch):
@@ -178,8 +272,7 @@ def test_a_failed_write_leaves_the_target_as_it_was(tmp_path, monkeypatch):
     before = path.read_bytes()
 
     def full(_content, file):
-        with open(file, 'wb') as half:
-            half.write(b'half')
+        file.write(b'half')
         raise OSError('no space left on device')
     monkeypatch.setattr(torch, 'save', full)
     with pytest.raises(OSError, match='no space'):

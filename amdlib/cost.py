@@ -1,0 +1,283 @@
+"""What each row costs: steps, seconds a step, memory, GPU-hours.
+
+Steps follow from the schedule and the number of images. Seconds a step are measured or they are not told: by the
+records of this profile's runs, else by `measure`, which times a few steps on made images of the profile's full size.
+"""
+from __future__ import annotations
+
+import json
+import math
+import statistics
+import time
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+
+import pandas as pd
+import torch
+from mmdet.registry import MODELS
+from mmdet.structures import DetDataSample
+from mmdet.structures.mask import BitmapMasks
+from mmengine.logging import MMLogger
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import init_default_scope
+from mmengine.structures import InstanceData
+
+from amdlib import results
+from amdlib.data import Dataset
+from amdlib.experiments import DRY_RUN, FILE_SETTINGS, Profile, Row, Run, config, own_settings
+from amdlib.train import check_it_fits, float32_products, timestamp
+
+# images of train2017 that mmdet trains on: 118287 less those without an annotation (filter_empty_gt)
+COCO_TRAIN_IMAGES = 117266
+OBJECTS = 7             # of a made image; COCO has 7.3 an image
+WARM_UP_STEPS = 5
+MEASURED = 'cost_measured.csv'
+KEY = ['row', 'settings', 'device']
+GIB = 2 ** 30
+
+
+class CostError(RuntimeError):
+    """Nothing can be measured here; the message says why."""
+
+
+# ---- what is known ----------------------------------------------------------------------------------------------
+
+def table(rows: Iterable[Row], profile: Profile, dataset: Dataset | None, results_dir: Path,
+          settings: dict | None = None) -> pd.DataFrame:
+    """One line a row and device: images, epochs, steps, seconds a step, memory, GPU-hours; NaN = not measured.
+
+    `device` is empty where nothing was measured at this profile. `dry_run_s_per_step` is what the last dry run took,
+    with smaller images and on the device in `dry_run_device`: no measure of this profile's time.
+    Args:
+        settings: the recipe of the runs, such as gpus or amp; only measurements with the same recipe count.
+    """
+    images = COCO_TRAIN_IMAGES if dataset is None else trained_images(dataset)
+    of_records = _records(profile, dataset, results_dir)
+    measured, dry = _measured(profile, results_dir), _dry(results_dir)
+    lines = []
+    for row in rows:
+        run = Run.of(row, profile, 0, own_settings(row, dict(settings or {})))
+        steps = 0 if is_published(run) else steps_of(run, images)
+        known = {**measured.get(_key(run), {}), **of_records.get(_key(run), {})}    # by device; records come first
+        for device, found in (known or {'': {}}).items():
+            s_per_step = found.get('s_per_step', math.nan)
+            on_gpu = device not in ('', 'CPU')
+            lines.append({
+                'row': row.id, 'images': images, 'epochs': 0 if not steps else run.epochs,
+                'batch_size': run.batch_size, 'gpus': run.setting('gpus'), 'steps': steps, 'device': device,
+                's_per_step': s_per_step, 'memory_gib': found.get('memory_gib', math.nan),
+                'gpu_hours': steps * s_per_step * run.setting('gpus') / 3600 if on_gpu else 0 if not steps
+                else math.nan, 'by': found.get('by', ''),
+                'dry_run_s_per_step': dry.get(row.id, {}).get('s_per_step', math.nan),
+                'dry_run_device': dry.get(row.id, {}).get('device', ''), 'settings': _key(run)[1]})
+    return pd.DataFrame(lines)
+
+
+def steps_of(run: Run, images: int) -> int:
+    """Steps of a whole run; a step takes batch size x GPUs images, an epoch's last step what is left."""
+    return run.epochs * math.ceil(math.ceil(images / run.setting('gpus')) / run.batch_size)
+
+
+def is_published(run: Run) -> bool:
+    """Whether a run takes published weights and so trains nothing."""
+    return run.row.is_teacher and (run.profile.published or 'checkpoint' in run.files())
+
+
+def trained_images(dataset: Dataset) -> int:
+    """Images of a data set that mmdet trains on: those with an annotation, of 32 px at least (filter_cfg)."""
+    coco = json.loads(Path(dataset.train_ann).read_text())
+    annotated = {one['image_id'] for one in coco['annotations']}
+    return sum(image['id'] in annotated and min(image['width'], image['height']) >= 32 for image in coco['images'])
+
+
+def _key(run: Run) -> tuple[str, str]:
+    """Row and recipe; epochs and weight files change no step's time."""
+    return run.row.id, _text(dict(run.settings))
+
+
+def _text(settings: dict) -> str:
+    other = {'epochs', 'lr', *(name for names in FILE_SETTINGS.values() for name in names)}
+    return ' '.join(f'{key}={value}' for key, value in sorted(settings.items()) if key not in other)
+
+
+def _records(profile: Profile, dataset: Dataset | None, results_dir: Path) -> dict[tuple, dict[str, dict]]:
+    """Seconds a step by row and recipe, then by device, from the records of the profile's runs."""
+    place = results_dir / profile.name / 'coco' if dataset is None else results.folder(
+        profile.name, dataset, results_dir)
+    runs: dict[tuple, dict[str, list]] = {}
+    for file in sorted((place / 'runs').glob('*/record.json')):
+        record = json.loads(file.read_text())
+        if record['profile'] == profile.name and record['steps']:
+            key = record['row'], _text(record['settings'])
+            runs.setdefault(key, {}).setdefault(record['device'], []).append(record)
+    return {key: {device: {
+        's_per_step': statistics.median(one['train_s'] / one['steps'] for one in found),
+        'memory_gib': max(one['peak_gpu_memory_bytes' if device != 'CPU' else 'peak_memory_bytes'] or math.nan
+                          for one in found) / GIB,
+        'by': f'{len(found)} record{"s" if len(found) > 1 else ""}'} for device, found in devices.items()}
+        for key, devices in runs.items()}
+
+
+def _measured(profile: Profile, results_dir: Path) -> dict[tuple, dict[str, dict]]:
+    lines: dict[tuple, dict[str, dict]] = {}
+    for line in _read(results_dir / profile.name / MEASURED).to_dict('records'):
+        by = line['problem'] or f'{line["steps"]} steps on made images'
+        lines.setdefault((line['row'], line['settings']), {})[line['device']] = {
+            's_per_step': line['s_per_step'], 'memory_gib': line['memory_gib'], 'by': by}
+    return lines
+
+
+def _dry(results_dir: Path) -> dict[str, dict]:
+    file = results_dir / DRY_RUN.name / 'dryrun.csv'
+    lines = _read(file).to_dict('records')
+    return {line['row']: line for line in lines if not line['problem']}
+
+
+def _read(file: Path) -> pd.DataFrame:
+    if not file.is_file():
+        return pd.DataFrame()
+    text = ('settings', 'problem', 'device')
+    return pd.read_csv(file, dtype=dict.fromkeys(text, str)).fillna(dict.fromkeys(text, ''))
+
+
+def readable(cells: pd.DataFrame) -> pd.DataFrame:
+    """As text; what was not measured says so."""
+    def number(value: float, form: str, steps: int = 1) -> str:
+        return ('–' if not steps else 'not measured') if math.isnan(value) else format(value, form)
+    return pd.DataFrame([{
+        'row': line.row, 'images': f'{line.images}', 'epochs': f'{line.epochs}',
+        'images a step': f'{line.batch_size} x {line.gpus}',
+        'steps': f'{line.steps}' if line.steps else '0 (published)',
+        's/step': number(line.s_per_step, '.3f', line.steps), 'memory, GiB': number(line.memory_gib, '.1f', line.steps),
+        'GPU-hours': number(line.gpu_hours, '.1f', line.steps), 'device': line.device or '–', 'by': line.by or '–',
+        's/step, dry run': '–' if math.isnan(line.dry_run_s_per_step)
+        else f'{line.dry_run_s_per_step:.1f} ({line.dry_run_device})'} for line in cells.itertuples()])
+
+
+def write(cells: pd.DataFrame, profile: Profile, dataset: Dataset | None, results_dir: Path) -> Path:
+    """Write cost.csv (every value) and cost.md (for reading) into the profile's results; return the latter."""
+    place = results_dir / profile.name if dataset is None else results.folder(profile.name, dataset, results_dir)
+    place.mkdir(parents=True, exist_ok=True)
+    cells.to_csv(place / 'cost.csv', index=False, float_format='%.6g')
+    width, height = profile.image_px
+    trained = [line for line in cells.drop_duplicates('row').itertuples() if line.steps]
+    whole = cells.dropna(subset='gpu_hours').groupby('device').gpu_hours.agg(['sum', 'size'])
+    sums = '; '.join(f'{device}: {line["sum"]:.0f} GPU-hours for {line["size"]:.0f} of {len(trained)} rows'
+                     for device, line in whole.iterrows() if device) or 'No row was measured on a GPU.'
+    about = (f'Images are fitted into {width}x{height} px. Measured are training steps; evaluation is not included. '
+             '*By* says from what: records of whole runs (loading pictures included), or a few steps on made images, '
+             f'each as large as can be, with {OBJECTS} objects, already in memory. The dry run\'s images are '
+             f'{DRY_RUN.image_px[0]}x{DRY_RUN.image_px[1]} px: its times are no estimate for this profile.')
+    parts = [f'# Cost of each row, profile {profile.name}', f'{sums} One seed.',
+             readable(cells).to_markdown(index=False, disable_numparse=True), about]
+    (place / 'cost.md').write_text('\n\n'.join(parts) + '\n')
+    return place / 'cost.md'
+
+
+# ---- measuring --------------------------------------------------------------------------------------------------
+
+def measure(rows: Iterable[Row], profile: Profile, dataset: Dataset | None, results_dir: Path,
+            settings: dict | None = None, *, steps: int = 20, on_cpu: bool = False, say=print) -> pd.DataFrame:
+    """Time training steps of each row on this machine's GPU and keep them in cost_measured.csv, by row and device.
+
+    A row that needs more memory than there is says so in the column `problem`. Rows that train nothing are passed over.
+    Errors: CostError without a GPU, unless `on_cpu`; for several GPUs.
+    """
+    if not torch.cuda.is_available() and not on_cpu:
+        raise CostError('--measure: torch sees no GPU (python -m amdlib doctor tells more); --device cpu measures the '
+                        "CPU's steps")
+    place = results_dir / profile.name / MEASURED
+    for row in rows:
+        run = Run.of(row, profile, 0, own_settings(row, dict(settings or {})))
+        if run.setting('gpus') > 1:
+            raise CostError(f'{run.id}: one GPU is measured at a time; leave gpus away')
+        if is_published(run):
+            continue
+        if dataset is not None:
+            check_it_fits(run, dataset)
+        line = {'row': row.id, 'settings': _key(run)[1], **measure_run(run, dataset, steps)}
+        lines = pd.concat([_read(place), pd.DataFrame([line])]).drop_duplicates(KEY, keep='last')
+        place.parent.mkdir(parents=True, exist_ok=True)
+        lines.to_csv(place, index=False, float_format='%.6g')
+        say(f'{run.id}: {line["problem"]}' if line['problem'] else
+            f'{run.id}: {line["s_per_step"]:.3f} s/step, {line["memory_gib"]:.1f} GiB ({line["device"]})')
+    return _read(place)
+
+
+def measure_run(run: Run, dataset: Dataset | None, steps: int) -> dict:
+    """Median seconds of a training step and the most GPU memory, after WARM_UP_STEPS."""
+    on_gpu = torch.cuda.is_available()
+    device = torch.device('cuda' if on_gpu else 'cpu')
+    seconds, problem = [], ''
+    if on_gpu:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    try:
+        with float32_products(run.setting('tf32')), warnings.catch_warnings():
+            warnings.filterwarnings('ignore', module='mmengine|mmdet|torch')
+            cfg = config(run, dataset)
+            model, optimizer = _trainable(cfg, run, device)
+            batch = made_batch(run, cfg)
+            for step in range(WARM_UP_STEPS + steps):
+                began_s = _now_s(on_gpu)
+                model.train_step(batch, optimizer)
+                if step >= WARM_UP_STEPS:
+                    seconds.append(_now_s(on_gpu) - began_s)
+    except torch.OutOfMemoryError as error:
+        problem = f'out of memory: {str(error).splitlines()[0]}'
+    return {'device': torch.cuda.get_device_name() if on_gpu else 'CPU',
+            's_per_step': statistics.median(seconds) if seconds else math.nan,
+            'memory_gib': torch.cuda.max_memory_allocated() / GIB if on_gpu else math.nan,
+            'steps': len(seconds), 'batch_size': run.batch_size, 'image_px': '{}x{}'.format(*run.profile.image_px),
+            'torch': torch.__version__, 'commit': results.commit()['commit'], 'measured': timestamp(),
+            'problem': problem}
+
+
+def _trainable(cfg, run: Run, device: torch.device):
+    init_default_scope('mmdet')
+    MMLogger.get_current_instance().setLevel('ERROR')
+    cfg.model.get('student', cfg.model).backbone.init_cfg = None    # any weights take the same time
+    torch.manual_seed(run.seed)
+    model = MODELS.build(cfg.model)
+    model.init_weights()
+    model = model.to(device).train()
+    if cfg.get('channels_last'):
+        model = model.to(memory_format=torch.channels_last)
+    return model, build_optim_wrapper(model, cfg.optim_wrapper)
+
+
+def made_batch(run: Run, cfg) -> dict:
+    """A batch as mmdet's loader gives it, of noise: every image as large as the profile allows, OBJECTS boxes each (and
+    their masks, for a detector with a mask head)."""
+    width, height = run.profile.image_px
+    draw = torch.Generator().manual_seed(run.seed)
+    student = cfg.model.get('student', cfg.model)
+    heads = student.roi_head.bbox_head if 'roi_head' in student else student.bbox_head
+    classes = (heads[0] if isinstance(heads, list) else heads).num_classes
+    inputs, samples = [], []
+    for _ in range(run.batch_size):
+        inputs.append(torch.randint(0, 256, (3, height, width), generator=draw, dtype=torch.uint8))
+        sides = (0.1 + 0.3 * torch.rand(OBJECTS, 2, generator=draw)) * torch.tensor([width, height])
+        corner = torch.rand(OBJECTS, 2, generator=draw) * (torch.tensor([width, height]) - sides)
+        boxes_xyxy_px = torch.cat([corner, corner + sides], 1)
+        truth = InstanceData(bboxes=boxes_xyxy_px, labels=torch.randint(classes, (OBJECTS,), generator=draw))
+        if 'mask_head' in student.get('roi_head', {}):
+            truth.masks = _box_masks(boxes_xyxy_px, width, height)
+        samples.append(DetDataSample(gt_instances=truth, ignored_instances=InstanceData(bboxes=torch.zeros(0, 4)),
+                                     metainfo=dict(img_shape=(height, width), ori_shape=(height, width),
+                                                   scale_factor=(1.0, 1.0))))
+    return {'inputs': inputs, 'data_samples': samples}
+
+
+def _box_masks(boxes_xyxy_px: torch.Tensor, width: int, height: int) -> BitmapMasks:
+    masks = torch.zeros(len(boxes_xyxy_px), height, width, dtype=torch.uint8)
+    for mask, (x1, y1, x2, y2) in zip(masks, boxes_xyxy_px.round().int().tolist(), strict=True):
+        mask[y1:y2, x1:x2] = 1
+    return BitmapMasks(masks.numpy(), height, width)
+
+
+def _now_s(on_gpu: bool) -> float:
+    if on_gpu:
+        torch.cuda.synchronize()
+    return time.perf_counter()

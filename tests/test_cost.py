@@ -1,0 +1,161 @@
+"""cost.py: steps as the loader makes them, hours only from what was measured on a GPU with the same recipe."""
+import dataclasses
+import json
+import math
+
+import pandas as pd
+import pytest
+import torch
+from mmengine.runner import Runner
+
+from amdlib import cost, experiments, results
+from amdlib.__main__ import main
+from amdlib.cost import CostError, made_batch, measure, readable, steps_of, table, trained_images, write
+from amdlib.experiments import PROFILES, ROWS, Run, config, find_row, shorter
+
+slow = pytest.mark.slow
+PAPER = PROFILES['paper']
+H100 = 'NVIDIA H100 80GB HBM3'
+
+
+def record(run, place, train_s=50.0, steps=100, device=H100, settings=None):
+    folder = place / run.profile.name / 'coco' / 'runs' / run.id
+    folder.mkdir(parents=True)
+    (folder / 'record.json').write_text(json.dumps({
+        'row': run.row.id, 'profile': run.profile.name,
+        'settings': dict(run.settings) if settings is None else settings, 'steps': steps, 'train_s': train_s,
+        'device': device, 'peak_memory_bytes': 3 * 2 ** 30,
+        'peak_gpu_memory_bytes': None if device == 'CPU' else 8 * 2 ** 30}))
+
+
+def of_paper(rows, place, settings=None):
+    return table([find_row(row) for row in rows], PAPER, None, place, settings).set_index('row')
+
+
+@pytest.mark.parametrize(('settings', 'steps'), [
+    ({}, 24 * 58633),                              # 117266 / 2
+    ({'gpus': 8}, 24 * 7330),                      # 14659 images a GPU, 7330 pairs
+    ({'batch_size': 16, 'epochs': 1}, 7330),       # 7329.1
+    ({'gpus': 4, 'accumulate': 2}, 24 * 14659)])   # accumulating changes no number of forward passes
+def test_steps_of_the_paper(settings, steps):
+    assert steps_of(Run.of('retinanet-amd', 'paper', 0, settings), cost.COCO_TRAIN_IMAGES) == steps
+
+
+@pytest.mark.parametrize('batch_size', [1, 2, 3, 8])
+def test_steps_are_those_of_mmdets_loader(dataset, tiny, batch_size, tmp_path):
+    """Also with an image that has no annotation, which mmdet leaves out."""
+    coco = json.loads(dataset.train_ann.read_text())
+    gone = coco['images'][2]['id']
+    coco['annotations'] = [one for one in coco['annotations'] if one['image_id'] != gone]
+    (tmp_path / 'train.json').write_text(json.dumps(coco))
+    fewer = dataclasses.replace(dataset, train_ann=tmp_path / 'train.json')
+    run = Run.of('retinanet-baseline', shorter(tiny, batch_size=batch_size))
+    loader = Runner.build_dataloader(config(run, fewer).train_dataloader, seed=0)
+    assert trained_images(fewer) == len(loader.dataset) == 7
+    assert steps_of(run, 7) == len(loader) == len(list(loader))
+
+
+def test_what_was_not_measured_is_not_guessed(tmp_path):
+    (tmp_path / 'dryrun').mkdir()
+    pd.DataFrame([{'row': 'retinanet-amd', 's_per_step': 4.5, 'device': 'CPU', 'problem': ''}]).to_csv(
+        tmp_path / 'dryrun' / 'dryrun.csv', index=False)
+    cells = table(ROWS.values(), PAPER, None, tmp_path)
+    assert cells.row.tolist() == list(ROWS)
+    teachers = cells.row.str.endswith('-teacher')
+    assert (cells.steps[teachers] == 0).all() and (cells.gpu_hours[teachers] == 0).all()
+    students = cells[~teachers]
+    assert (students.steps == 24 * 58633).all()
+    assert students[['s_per_step', 'memory_gib', 'gpu_hours']].isna().all(axis=None)
+    amd = readable(cells).set_index('row').loc['retinanet-amd']
+    assert amd[['s/step', 'memory, GiB', 'GPU-hours']].tolist() == ['not measured'] * 3
+    assert amd['s/step, dry run'] == '4.5 (CPU)'
+    assert 'No row was measured on a GPU' in write(cells, PAPER, None, tmp_path).read_text()
+
+
+def test_hours_follow_from_records(tmp_path):
+    record(Run.of('retinanet-amd', 'paper'), tmp_path)
+    record(Run.of('retinanet-amd', 'paper', 1), tmp_path, train_s=70.0)
+    record(Run.of('retinanet-amd', 'paper', 2), tmp_path, train_s=60.0)
+    record(Run.of('retinanet-mgd', 'paper'), tmp_path, device='CPU')
+    record(Run.of('retinanet-teacher', 'paper'), tmp_path, steps=0)
+    lines = of_paper(['retinanet-amd', 'retinanet-mgd', 'retinanet-teacher'], tmp_path)
+    amd, mgd = lines.loc['retinanet-amd'], lines.loc['retinanet-mgd']
+    assert (amd.s_per_step, amd.memory_gib, amd.device, amd.by) == (0.6, 8.0, H100, '3 records')   # the median
+    assert amd.gpu_hours == pytest.approx(24 * 58633 * 0.6 / 3600)
+    assert mgd.s_per_step == 0.5 and mgd.device == 'CPU' and math.isnan(mgd.gpu_hours)
+    assert lines.loc['retinanet-teacher'].gpu_hours == 0
+    text = write(lines.reset_index(), PAPER, None, tmp_path).read_text()
+    assert f'{H100}: 235 GPU-hours for 1 of 2 rows' in text
+    assert pd.read_csv(tmp_path / 'paper' / 'cost.csv').row.tolist() == lines.index.tolist()
+
+
+def test_another_recipe_is_another_cost(tmp_path):
+    run = Run.of('retinanet-amd', 'paper', 0, {'gpus': 4, 'amp': 'bf16', 'epochs': 12})
+    record(run, tmp_path, settings={**dict(run.settings), 'backbone': 'resnet50.pth'}, train_s=20.0)
+    assert math.isnan(of_paper(['retinanet-amd'], tmp_path).s_per_step.item())
+    line = of_paper(['retinanet-amd'], tmp_path, {'gpus': '4', 'amp': 'bf16'}).loc['retinanet-amd']
+    assert line.s_per_step == 0.2 and line.epochs == 24
+    assert line.gpu_hours == pytest.approx(24 * 14659 * 0.2 * 4 / 3600)
+
+
+def test_without_a_gpu_nothing_is_measured(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: False)
+    with pytest.raises(CostError, match='sees no GPU'):
+        measure([find_row('retinanet-amd')], PAPER, None, tmp_path)
+    with pytest.raises(CostError, match='one GPU is measured at a time'):
+        measure([find_row('retinanet-amd')], PAPER, None, tmp_path, {'gpus': 2}, on_cpu=True)
+
+
+@slow
+@pytest.mark.parametrize('row', ['retinanet-amd', 'reppoints-fgd', 'faster_rcnn-teacher'])
+def test_measuring(row, tiny, dataset, tmp_path):
+    said = []
+    rows = [find_row(row)]
+    for _ in range(2):  # the second time takes the first one's place
+        measured = measure(rows, tiny, dataset, tmp_path, steps=2, on_cpu=True, say=said.append)
+    assert measured.row.tolist() == [row] and measured.steps.item() == 2 and measured.image_px.item() == '64x64'
+    seconds = measured.s_per_step.item()
+    assert 0 < seconds < 30 and f'{row}-s0: {seconds:.3f} s/step' in said[-1]
+    line = table(rows, tiny, dataset, tmp_path).iloc[0]
+    assert line.s_per_step == seconds and line.by == '2 steps on made images' and line.steps == 4
+
+
+def test_made_images_are_full_size_with_masks_where_needed():
+    for row, masks in (('faster_rcnn-teacher', True), ('reppoints-amd', False)):
+        run = Run.of(row, 'paper')
+        batch = made_batch(run, config(run))
+        assert [tuple(image.shape) for image in batch['inputs']] == [(3, 800, 1333)] * 2
+        for sample in batch['data_samples']:
+            truth = sample.gt_instances
+            boxes = truth.bboxes
+            assert len(boxes) == cost.OBJECTS and (boxes >= 0).all() and (boxes[:, 2] <= 1333).all()
+            assert (boxes[:, 3] <= 800).all() and (boxes[:, 2:] - boxes[:, :2]).min() > 70
+            assert ('masks' in truth) == masks and truth.labels.max() < 80
+            if masks:
+                areas = truth.masks.masks.sum((1, 2))
+                assert areas == pytest.approx(((boxes[:, 2:] - boxes[:, :2]).prod(1)).numpy(), rel=0.05)
+
+
+def test_a_full_gpu_is_told_in_the_row(tiny, dataset, tmp_path, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB\nmore')
+    monkeypatch.setattr(cost, '_trainable', full)
+    measure([find_row('retinanet-amd')], tiny, dataset, tmp_path, on_cpu=True, say=lambda *_: None)
+    line = table([find_row('retinanet-amd')], tiny, dataset, tmp_path).iloc[0]
+    assert math.isnan(line.s_per_step) and line.by == 'out of memory: CUDA out of memory. Tried to allocate 2 GiB'
+
+
+def test_command(capsys, tmp_path):
+    assert main(['cost', 'retinanet-amd', 'retinanet-teacher', '--profile', 'paper', '--results', str(tmp_path),
+                 '--set', 'gpus=8']) == 0
+    out = capsys.readouterr().out
+    assert '175920' in out and '2 x 8' in out and 'not measured' in out and '0 (published)' in out
+    assert (tmp_path / 'paper' / 'cost.md').read_text() in out
+    assert main(['cost', 'retinanet-amd', '--profile', 'paper', '--results', str(tmp_path), '--set', 'phi=2']) == 1
+    assert main(['cost', 'nothing', '--profile', 'paper', '--results', str(tmp_path)]) == 1
+
+
+def test_results_lie_where_the_profiles_do(dataset, tiny, tmp_path):
+    mini = shorter(tiny, name='mini')
+    path = write(table([find_row('retinanet-baseline')], mini, dataset, tmp_path), mini, dataset, tmp_path)
+    assert path == results.folder('mini', dataset, tmp_path) / 'cost.md' and experiments.PROFILES['mini'] is not mini
