@@ -8,6 +8,11 @@ from importlib.util import find_spec
 
 __version__ = '0.1.0'
 
+
+class KitError(Exception):
+    """Base of the kit's own errors: what the command line tells in a line, without a traceback."""
+
+
 # `python -m amdlib doctor` has to run, and say what is missing, where these are missing
 if all(find_spec(name) for name in ('torch', 'torchvision', 'mmcv')):
     from amdlib import mmcv_ext  # noqa: F401  (installs itself)

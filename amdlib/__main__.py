@@ -25,25 +25,12 @@ def main(words: list[str] | None = None) -> int:
         return doctor()
     if getattr(arguments, 'device', None):
         _choose_device(arguments.device)
-    from amdlib import zoo
-    from amdlib.batch import BatchError
-    from amdlib.cost import CostError
-    from amdlib.data import DataError
-    from amdlib.dryrun import DryRunError
-    from amdlib.experiments import SettingError
-    from amdlib.export import ExportError
-    from amdlib.notebooks import NotebookError
-    from amdlib.report import ReportError
-    from amdlib.results import ResultError
-    from amdlib.targets import TargetError
-    from amdlib.train import TrainingError
-    from amdlib.weights import WeightsError
+    from amdlib import KitError, zoo
     try:
         _choose_teachers(arguments)
         os.environ.update(zoo.environment())    # notebooks and batches work in other folders
         return arguments.do(arguments) or 0
-    except (BatchError, CostError, DataError, DryRunError, SettingError, ExportError, NotebookError, ReportError,
-            ResultError, TargetError, TrainingError, WeightsError, FileNotFoundError) as error:
+    except (KitError, FileNotFoundError) as error:
         print(f'error: {error}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from amdlib import notebooks, results, zoo
+from amdlib import KitError, notebooks, results, zoo
 from amdlib.data import Dataset
 from amdlib.experiments import Run, write_settings
 from amdlib.train import describe, minutes
@@ -22,7 +22,7 @@ EXPERIMENT = results.ROOT / 'notebooks' / 'experiment.ipynb'
 _PARAMETERS = ('row', 'seed', 'settings', 'force')  # what a batch gives that notebook
 
 
-class BatchError(RuntimeError):
+class BatchError(KitError, RuntimeError):
     """Some runs failed; the message names each with its log."""
 
 

@@ -23,7 +23,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 
-from amdlib import results
+from amdlib import KitError, results
 from amdlib.data import Dataset
 from amdlib.experiments import DRY_RUN, FILE_SETTINGS, Profile, Row, Run, config, own_settings
 from amdlib.train import check_it_fits, float32_products, timestamp
@@ -37,7 +37,7 @@ KEY = ['row', 'settings', 'device']
 GIB = 2 ** 30
 
 
-class CostError(RuntimeError):
+class CostError(KitError, RuntimeError):
     """Nothing can be measured here; the message says why."""
 
 

@@ -33,6 +33,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
+from amdlib import KitError
 from amdlib.shapes import ShapesSpec, png, scene
 
 OUTSIDE_TOLERANCE_PX = 1.0   # COCO's own boxes leave the image by fractions of a pixel
@@ -44,7 +45,7 @@ IMAGE_SUFFIXES = {'.jpg', '.jpeg', '.png', '.bmp', '.tif', '.tiff', '.webp'}
 _MADE_BY = 'amdlib.data 1'   # raise the number when what is written, or what is checked, changes
 
 
-class DataError(ValueError):
+class DataError(KitError, ValueError):
     """A data set that cannot be used. `problems` lists all reasons; the message shows 20 and counts the rest."""
 
     def __init__(self, problems: str | Sequence[str]):

@@ -21,7 +21,7 @@ import torch
 from mmdet.apis import inference_detector, init_detector
 from pycocotools.coco import COCO
 
-from amdlib import batch, export, results
+from amdlib import KitError, batch, export, results
 from amdlib.data import Dataset
 from amdlib.experiments import DRY_RUN, ROWS, Run
 from amdlib.train import minutes
@@ -32,7 +32,7 @@ BOX_PX, SCORE = 0.011, 1.1e-6       # a run's detections are written to 0.01 px 
 GIB = 2 ** 30
 
 
-class DryRunError(RuntimeError):
+class DryRunError(KitError, RuntimeError):
     """Rows of a dry run failed; the message names each with the reason."""
 
 

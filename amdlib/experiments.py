@@ -19,7 +19,7 @@ from pathlib import Path
 from mmengine.config import Config, ConfigDict
 from mmengine import hub
 
-from amdlib import zoo
+from amdlib import KitError, zoo
 from amdlib.data import Dataset
 
 get_config = functools.cache(hub.get_config)  # reads files; what it returns is copied before it is changed
@@ -29,7 +29,7 @@ MODEL_ZOO = 'https://download.openmmlab.com/mmdetection/v2.0/'
 PAPER_CHANNELS, PAPER_IMAGE_PX = 256, (1333, 800)  # what the published loss weights belong to
 
 
-class SettingError(ValueError):
+class SettingError(KitError, ValueError):
     """An unknown row, profile or setting, or a value that does not fit; the message lists what is known."""
 
 
@@ -173,6 +173,12 @@ TABLES: dict[str, Table] = {table.name: table for table in (
     Table('table6', 'VI', 'Position of the channel clue', ('faster_rcnn',),
           (('amd', 'After'), ('amd-within', 'Within')), 'amd', 'to After', _ABLATION_METRICS),
 )}
+
+
+def table_numbered(number: str) -> Table:
+    """The table with the paper's number ('II'), as tidy cells have it."""
+    (found,) = [table for table in TABLES.values() if table.number == number]
+    return found
 
 
 def find_table(name: str) -> Table:

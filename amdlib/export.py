@@ -21,7 +21,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.registry import init_default_scope
 from torch import Tensor, nn
 
-from amdlib import data, results, tables, weights
+from amdlib import KitError, data, results, tables, weights
 from amdlib.data import Dataset
 from amdlib.experiments import Row, Run, find_profile, find_row, get_config
 
@@ -31,7 +31,7 @@ TESTING = ('default_scope', 'default_hooks', 'env_cfg', 'vis_backends', 'visuali
            'load_from', 'test_cfg')     # of mmdet's config; what init_detector and tools/test.py read
 
 
-class ExportError(ValueError):
+class ExportError(KitError, ValueError):
     """A run cannot be exported; the message says why and what would help."""
 
 

@@ -9,8 +9,10 @@ from pathlib import Path
 import papermill
 from nbclient.exceptions import DeadKernelError
 
+from amdlib import KitError
 
-class NotebookError(ValueError):
+
+class NotebookError(KitError, ValueError):
     """An unknown notebook or parameter, or a notebook that failed; the message says which cell."""
 
 

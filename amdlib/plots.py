@@ -17,7 +17,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from torch import Tensor
 
-from amdlib.experiments import GROUPS, TABLES
+from amdlib.experiments import GROUPS, table_numbered
 from amdlib.features import Picture, inside_image
 
 # Now, and not with the first figure: chosen inside an rc_context, a notebook's backend would lose its interactive mode
@@ -32,7 +32,7 @@ STYLE = {'font.size': 9, 'axes.spines.top': False, 'axes.spines.right': False, '
 
 def differences(cells: pd.DataFrame) -> Figure:
     """Difference in mAP to the table's reference, a panel a group, here and in the paper (cells: `tables.tidy`)."""
-    (table,) = [table for table in TABLES.values() if table.number == cells.table.iloc[0]]
+    table = table_numbered(cells.table.iloc[0])
     of_reference = dict(table.lines)[table.reference]
     # beside an ablation's differences the baseline's would be all that one sees
     cells = cells[(cells.metric == 'mAP') & cells.difference.notna() & (cells.row != 'baseline')]

@@ -24,7 +24,7 @@ from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from pygments.formatters import HtmlFormatter
 from traitlets.config import Config
 
-from amdlib import results, tables
+from amdlib import KitError, results, tables
 from amdlib.data import Dataset
 from amdlib.experiments import TABLES, find_profile
 
@@ -38,7 +38,7 @@ FIELDS = {'row', 'label', 'seed', 'settings', 'settings_hash', 'code', 'data', '
 PICTURE = ('.svg', '.png')                                                      # the better one first
 
 
-class ReportError(ValueError):
+class ReportError(KitError, ValueError):
     """There is nothing to report on; the message says what to run."""
 
 

@@ -25,7 +25,7 @@ from mmengine.config import Config
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from amdlib import weights, zoo
+from amdlib import KitError, weights, zoo
 from amdlib.data import Dataset
 from amdlib.experiments import Run, config
 
@@ -33,7 +33,7 @@ ROOT = Path(__file__).resolve().parent.parent
 METRICS = ('mAP', 'AP50', 'AP75', 'AP_S', 'AP_M', 'AP_L', 'AR1', 'AR10', 'mAR', 'AR_S', 'AR_M', 'AR_L')  # COCO's order
 
 
-class ResultError(ValueError):
+class ResultError(KitError, ValueError):
     """Records are missing, stale or do not agree; the message names the runs."""
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pandas as pd
 
 from amdlib.data import Dataset, coco_images
-from amdlib.experiments import GROUPS, TABLES, Group, Profile, Run, Table, find_profile, find_table
+from amdlib.experiments import (GROUPS, TABLES, Group, Profile, Run, Table, find_profile, find_table,
+                                table_numbered)
 from amdlib.results import ROOT
 
 
@@ -65,7 +66,7 @@ def tidy(table: str | Table, records: pd.DataFrame) -> pd.DataFrame:
 def wide(cells: pd.DataFrame, group: str) -> pd.DataFrame:
     """One group of a tidy table for reading: a line a row; mAP, difference and paper in full, other numbers as
     'ours (paper)'."""
-    table = _table_of(cells)
+    table = table_numbered(cells.table.iloc[0])
     lines = []
     for (_, label), own in cells[cells.group == group].groupby(['row', 'label'], sort=False):
         by_metric = own.set_index('metric')
@@ -78,12 +79,6 @@ def wide(cells: pd.DataFrame, group: str) -> pd.DataFrame:
             line[metric] = number(c.ours) + (f' ({number(c.paper)})' if pd.notna(c.paper) else '')
         lines.append(line)
     return pd.DataFrame(lines)
-
-
-def _table_of(cells: pd.DataFrame) -> Table:
-    """The Table that tidy cells belong to."""
-    (found,) = [table for table in TABLES.values() if table.number == cells.table.iloc[0]]
-    return found
 
 
 def number(value: float | None, form: str = '.1f') -> str:
@@ -178,7 +173,7 @@ def group_title(group: str, profile: str) -> str:
 
 def reading_notes(cells: pd.DataFrame, profile: Profile, dataset: Dataset) -> str:
     """Markdown: what these numbers can and cannot show, and what was found, in plain words."""
-    table, images = _table_of(cells), len(coco_images(dataset.test_ann))
+    table, images = table_numbered(cells.table.iloc[0]), len(coco_images(dataset.test_ann))
     seeds = int(cells.loc[cells.row != 'teacher', 'seeds'].min())
     lines = [profile.can_show, f'{images} test images, {seeds} seed{"s" if seeds > 1 else ""}' + (
         '.' if seeds > 1 else ': the spread between seeds is not known, so read no order into close numbers.')]
@@ -214,7 +209,7 @@ LIMITS = '## What this can and cannot show'
 
 def write(cells: pd.DataFrame, notes: str, place: Path, profile: str) -> Path:
     """Write `<table>.csv` (every cell, full precision) and `.md` (for reading) into `place`; return the latter."""
-    table = _table_of(cells)
+    table = table_numbered(cells.table.iloc[0])
     place.mkdir(parents=True, exist_ok=True)
     cells.to_csv(place / f'{table.name}.csv', index=False, float_format='%.6f')
     means = 'gain in mAP over the baseline' if table.reference == 'baseline' else 'difference in mAP to that row'

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from amdlib import batch, notebooks, results
+from amdlib import KitError, batch, notebooks, results
 from amdlib.data import Dataset
 from amdlib.experiments import GROUPS, TABLES, Run, SettingError, row_runs, sweep_runs, table_runs
 
@@ -14,7 +14,7 @@ NOTEBOOKS = results.ROOT / 'notebooks'
 PHI = '0.5 0.7 0.9 1.0 1.1 1.3 1.5'     # method.md: A has mean 1, so the sweep belongs around 1
 
 
-class TargetError(RuntimeError):
+class TargetError(KitError, RuntimeError):
     """Some targets were not made; the message names each with the reason."""
 
 
@@ -107,8 +107,9 @@ def reproduce(targets: list[Target], profile: str, dataset: Dataset, data: Path 
             failed.append(str(error))
         given = {**given, 'force': ''}
     for target in targets:
-        lacking = [run.id for run in trained[target] if results.state(run, dataset, results_dir).name != 'done']
-        if lacking and len(targets) > 1:
+        lacking = [run.id for run in trained[target] if results.state(run, dataset, results_dir).name != 'done'
+                   ] if len(targets) > 1 else []    # a single notebook trains them
+        if lacking:
             failed.append(f'{target.name}: not made, it lacks {", ".join(lacking)}')
             continue
         say(f'\n{target.title} ({target.notebook}.ipynb)')

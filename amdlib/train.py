@@ -28,11 +28,11 @@ from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
 from mmengine.runner.amp import autocast
 
-from amdlib import checkpoints, data, distributed, gate, mmcv_ext, results, weights
+from amdlib import KitError, checkpoints, data, distributed, gate, mmcv_ext, results, weights
 from amdlib.experiments import Run, config, describe_lr
 
 
-class TrainingError(RuntimeError):
+class TrainingError(KitError, RuntimeError):
     """A run cannot start or did not finish; the message says why."""
 
 

@@ -12,8 +12,10 @@ import torch
 from mmengine.logging import HistoryBuffer
 from torch import Tensor, nn
 
+from amdlib import KitError
 
-class WeightsError(ValueError):
+
+class WeightsError(KitError, ValueError):
     """A weight file cannot be read or does not fit the model; the message says which tensors."""
 
 
