@@ -13,10 +13,11 @@ AMDLIB  := $(PY) -m amdlib
 WHERE    = --profile $(PROFILE) $(if $(DATA),--data "$(DATA)")
 # settings of every run, quoted as in a shell: 'backbone=a folder/r18.pth'
 pair     = $(if $(2),'$(1)=$(2)')
-OWN      = $(call pair,epochs,$(filter-out 0,$(EPOCHS))) $(call pair,backbone,$(BACKBONE)) \
-           $(call pair,teacher_backbone,$(TEACHER_BACKBONE)) $(call pair,teacher_checkpoint,$(TEACHER)) \
-           $(call pair,gpus,$(GPUS)) $(call pair,batch_size,$(BATCH_SIZE)) $(call pair,accumulate,$(ACCUMULATE)) \
-           $(call pair,lr,$(LR)) $(call pair,amp,$(AMP)) $(call pair,half_teacher,$(HALF_TEACHER))
+RECIPE   = $(call pair,epochs,$(filter-out 0,$(EPOCHS))) $(call pair,gpus,$(GPUS)) \
+           $(call pair,batch_size,$(BATCH_SIZE)) $(call pair,accumulate,$(ACCUMULATE)) $(call pair,lr,$(LR)) \
+           $(call pair,amp,$(AMP)) $(call pair,half_teacher,$(HALF_TEACHER))
+OWN      = $(call pair,backbone,$(BACKBONE)) $(call pair,teacher_backbone,$(TEACHER_BACKBONE)) \
+           $(call pair,teacher_checkpoint,$(TEACHER)) $(RECIPE)
 # what changes no number reaches every process of a batch through the environment
 export AMD_WEIGHTS       := $(or $(WEIGHTS),$(AMD_WEIGHTS))
 export AMD_MIRRORS       := $(or $(MIRRORS),$(AMD_MIRRORS))
@@ -34,7 +35,7 @@ REPRODUCE = @$(AMDLIB) reproduce $(@:reproduce-%=%) $(WHERE) $(SET)
 
 .PHONY: help setup doctor list data reproduce-table1 reproduce-table2 reproduce-table3 reproduce-table4 \
         reproduce-table5 reproduce-table6 reproduce-fig1 reproduce-fig3 reproduce-fig4 sweep-phi reproduce-all status \
-        export paper-dryrun cost values report lab test test-fast lint goldens lock clean
+        weights export paper-dryrun cost values report lab test test-fast lint goldens lock clean
 
 help:  ## this text
 	@echo 'The AMD kit: rerun "AMD: Adaptive Masked Distillation for Object Detection" (arXiv 2301.13538)'
@@ -69,6 +70,7 @@ help:  ## this text
 #? SETTINGS other settings of every run, such as "tf32=True channels_last=True fused=True compile_teacher=True"
 #? RUN name of the run to export, such as retinanet-amd-s0
 #? MEASURE 1 has cost time a few steps of each row on this machine's GPU
+#? SWITCHES 1 has cost compare the switches for speed, each alone and all together (MEASURE=1: time them)
 #? ONNX 1 exports the run as ONNX too
 #? PYTHON interpreter for make setup, 3.11 or newer; default: python3
 #? PUBLIC folder of the public code, for make goldens (see tests/goldens/)
@@ -129,6 +131,9 @@ reproduce-all: $(SETUP)  ## every table and figure: train what is missing, execu
 status: $(SETUP)  ## which runs are done, running, failed, stale or missing, and why
 	@$(AMDLIB) status $(WHERE) $(SET)
 
+weights: $(SETUP)  ## find or fetch the published weights of PROFILE=paper, and say where they are
+	@$(AMDLIB) weights
+
 export: $(SETUP)  ## write the detector of RUN as files for stock mmdet (ONNX=1: and as ONNX)
 	@$(AMDLIB) export $(RUN) $(WHERE) $(if $(filter-out 0,$(ONNX)),--onnx)
 
@@ -136,7 +141,8 @@ paper-dryrun: $(SETUP)  ## every row a few steps at the paper's architectures, w
 	@$(AMDLIB) dryrun $(if $(DATA),--data "$(DATA)") $(if $(JOBS),--jobs $(JOBS)) $(if $(DEVICE),--device $(DEVICE))
 
 cost: $(SETUP)  ## steps, measured seconds a step, memory and GPU-hours of each row (MEASURE=1 times them here)
-	@$(AMDLIB) cost $(WHERE) $(if $(filter-out 0,$(MEASURE)),--measure)
+	@$(AMDLIB) cost $(WHERE) $(if $(filter-out 0,$(MEASURE)),--measure) $(if $(filter-out 0,$(SWITCHES)),--switches) \
+		$(if $(DEVICE),--device $(DEVICE)) $(foreach one,$(RECIPE) $(SETTINGS),--set $(one))
 
 values: $(SETUP)  ## every value of the paper's experiments with its source
 	@$(AMDLIB) values

@@ -21,6 +21,8 @@ NEEDED = {'torch': 'torch', 'torchvision': 'torchvision', 'mmcv': 'mmcv-lite', '
 def main(words: list[str] | None = None) -> int:
     """Exit status: 0, 1 for an error that is told in a line, 2 for wrong usage."""
     arguments = _parser().parse_args(words)
+    if hasattr(sys.stdout, 'reconfigure'):    # not in tests and notebooks
+        sys.stdout.reconfigure(line_buffering=True)     # what is said reaches a log at once
     if arguments.command == 'doctor':
         return doctor()
     if getattr(arguments, 'device', None):
@@ -60,15 +62,20 @@ def _parser() -> argparse.ArgumentParser:
                               "teacher_checkpoint), or an argument of the method's loss such as phi; repeatable, part "
                               "of the run's name")
 
-    teachers = argparse.ArgumentParser(add_help=False)
-    teachers.add_argument('--weights', metavar='DIR',
-                          help='folder with published weights, for the profile paper (or AMD_WEIGHTS)')
+    published = argparse.ArgumentParser(add_help=False)
+    published.add_argument('--weights', metavar='DIR',
+                           help='folder with published weights, for the profile paper (or AMD_WEIGHTS)')
+    teachers = argparse.ArgumentParser(add_help=False, parents=[published])
     teachers.add_argument('--teacher-check-images', type=int, metavar='N',
                           help="images on which a published teacher's mAP is checked before training; default 300")
     teachers.add_argument('--skip-teacher-check', action='store_true', help='train whatever the teacher is like')
 
     add('list', _list, 'list every row with the paper\'s value')
     add('values', _values, "print every value of the paper's experiments with its source")
+    fetch = add('weights', _weights, 'find or fetch the published weights of the profile paper and print where they '
+                                     'are, such as where there is a network before runs start where there is none',
+                published)
+    fetch.add_argument('rows', nargs='*', help='default: all rows')
     show = add('show', _show, "print a run's whole mmengine config as Python text", where, changes)
     show.add_argument('row')
     run = add('run', _run, 'train and evaluate one row (and its teacher, where that is missing)', where, changes,
@@ -135,6 +142,8 @@ def _parser() -> argparse.ArgumentParser:
                       help='recipe of the runs, such as gpus=8 or amp=bf16; repeatable')
     cost.add_argument('--measure', action='store_true',
                       help='first time a few steps of each row on made images of full size, on a GPU')
+    cost.add_argument('--switches', action='store_true',
+                      help='compare the switches for speed, each alone and all together; with --measure, time them')
     cost.add_argument('--steps', type=int, default=20, help='that are timed; default 20')
     cost.add_argument('--device', help='of the measurement; default: a GPU, without which it is an error')
     status = add('status', _status, 'say which runs are done, running, failed, stale or missing, and why', where,
@@ -193,7 +202,7 @@ def _to_stderr(*words) -> None:
 
 
 def _list(_arguments) -> None:
-    from amdlib.experiments import PROFILES, ROWS, TABLES, Run
+    from amdlib.experiments import PROFILES, ROWS, TABLES, Run, assumptions
     from amdlib.tables import paper_value
     profiles = ' '.join(f'{name:>6}' for name in PROFILES)
     print(f'{"row":26} {"paper mAP":>9}  {"detector":18} {"method":7} {profiles} epochs  tables')
@@ -207,13 +216,27 @@ def _list(_arguments) -> None:
         detector = row.group.teacher_label if row.is_teacher else row.group.student_label
         print(f'{row.id:26} {value:>9}  {detector:18} {row.method or "-":7} {epochs}         '
               f'{" ".join(table.number for table in tables)}')
-    print('\nassumed values (the paper does not state them): alpha, T = 0.5, phi = 1.0, SE reduction, random mask '
-          'ratio, inheriting; see README')
+    print(f'\n{assumptions()}')
 
 
 def _values(_arguments) -> None:
     from amdlib.values import as_text, paper_values
     print(as_text(paper_values()))
+
+
+def _weights(arguments) -> int:
+    from amdlib import zoo
+    from amdlib.experiments import ROWS, Run, find_row
+    runs = [Run.of(find_row(row), 'paper') for row in arguments.rows or ROWS]
+    missing = 0
+    for url in dict.fromkeys(url for run in runs for one in (run.teacher(), run) if one
+                             for url in one.published_files().values()):
+        try:
+            print(zoo.find(url))
+        except zoo.ZooError as error:   # the others are looked for all the same
+            print(f'error: {error}', file=sys.stderr)
+            missing += 1
+    return 1 if missing else 0
 
 
 def _show(arguments) -> None:
@@ -355,10 +378,14 @@ def _cost(arguments) -> None:
     rows = [find_row(row) for row in arguments.rows or ROWS]
     dataset = _prepare_or_none(arguments)
     if arguments.measure:
-        cost.measure(rows, profile, dataset, arguments.results, settings, steps=arguments.steps,
-                      on_cpu=arguments.device == 'cpu')
+        on_cpu = arguments.device == 'cpu'
+        for recipe in cost.recipes(settings, on_cpu) if arguments.switches else [settings]:
+            cost.measure(rows, profile, dataset, arguments.results, recipe, steps=arguments.steps, on_cpu=on_cpu)
+    if arguments.switches:
+        print(cost.write_switches(rows, profile, arguments.results, settings).read_text())
+        return
     print(cost.write(cost.table(rows, profile, dataset, arguments.results, settings), profile, dataset,
-                      arguments.results).read_text())
+                     arguments.results).read_text())
 
 
 def _status(arguments) -> None:

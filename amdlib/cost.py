@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import statistics
 import time
 import warnings
@@ -34,6 +35,8 @@ OBJECTS = 7             # of a made image; COCO has 7.3 an image
 WARM_UP_STEPS = 5
 MEASURED = 'cost_measured.csv'
 KEY = ['row', 'settings', 'device']
+SWITCHES = {'tf32': True, 'channels_last': True, 'fused': True, 'amp': 'bf16', 'half_teacher': 'bf16',
+            'compile_teacher': True}    # for speed; each changes the last digits of what is computed
 GIB = 2 ** 30
 
 
@@ -203,6 +206,55 @@ def measure(rows: Iterable[Row], profile: Profile, dataset: Dataset | None, resu
         say(f'{run.id}: {line["problem"]}' if line['problem'] else
             f'{run.id}: {line["s_per_step"]:.3f} s/step, {line["memory_gib"]:.1f} GiB ({line["device"]})')
     return _read(place)
+
+
+def recipes(settings: dict, on_cpu: bool) -> list[dict]:
+    """`settings` with no switch for speed, with each of them, and with all: for `measure`, one after the other."""
+    switches = dict(SWITCHES)
+    if on_cpu:
+        switches.pop('tf32')    # of the GPU alone
+        if not shutil.which('g++'):
+            switches.pop('compile_teacher')     # torch.compile needs a compiler there
+    plain = {key: value for key, value in settings.items() if key not in SWITCHES}
+    return [plain, *({**plain, key: value} for key, value in switches.items()), {**plain, **switches}]
+
+
+def write_switches(rows: Iterable[Row], profile: Profile, results_dir: Path, settings: dict | None = None) -> Path:
+    """Write switches.csv and switches.md: what each of `recipes` was measured to change; return the latter.
+
+    Errors: CostError where no row was measured without a switch.
+    """
+    measured, lines = _measured(profile, results_dir), []
+    for row in rows:
+        runs = [Run.of(row, profile, 0, own_settings(row, recipe)) for recipe in recipes(settings or {}, False)]
+        plain = measured.get(_key(runs[0]), {})
+        for run in dict.fromkeys(runs):
+            lines += [{'row': row.id, 'device': device, 'switch': _switches_on(run), **found,
+                       'speed': plain[device]['s_per_step'] / found['s_per_step']}
+                      for device, found in measured.get(_key(run), {}).items() if device in plain]
+    if not lines:
+        raise CostError(f'profile {profile.name}: no switch was measured; --measure --switches does it')
+    table = pd.DataFrame(lines)
+    place = results_dir / profile.name
+    table.to_csv(place / 'switches.csv', index=False, float_format='%.6g')
+    shown = pd.DataFrame([{
+        'row': line.row, 'device': line.device, 'switch': line.switch, 's/step': _number(line.s_per_step, '.3f'),
+        'steps/s, none = 1': _number(line.speed, '.2f'), 'memory, GiB': _number(line.memory_gib, '.1f'), 'by': line.by}
+        for line in table.itertuples()])
+    about = 'Median of training steps on made images in memory. A switch changes the last digits of every number.'
+    (place / 'switches.md').write_text('\n\n'.join([
+        f'# Switches for speed, profile {profile.name}', about,
+        shown.to_markdown(index=False, disable_numparse=True)]) + '\n')
+    return place / 'switches.md'
+
+
+def _switches_on(run: Run) -> str:
+    on = [f'{key}={value}' for key, value in run.settings if key in SWITCHES]
+    return f'all: {" ".join(on)}' if len(on) > 1 else ''.join(on) or 'none'
+
+
+def _number(value: float, form: str) -> str:
+    return '–' if math.isnan(value) else format(value, form)
 
 
 def measure_run(run: Run, dataset: Dataset | None, steps: int) -> dict:

@@ -11,6 +11,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import traceback
 from pathlib import Path
 
@@ -42,7 +43,8 @@ def launch(job, processes: int, folder: Path) -> dict:
     # --standalone: a free port of its own, so that several such runs can share a machine
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={processes}',
                '-m', 'amdlib.distributed', str(folder)]
-    children = subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL)
+    # nothing is written into stdin: where that pipe ends, this process has (`_end_with`)
+    children = subprocess.Popen(command, env=env, stdin=subprocess.PIPE)
     try:
         status = children.wait()
     except BaseException:  # an interrupt takes the processes along
@@ -72,6 +74,7 @@ def main(folder: Path) -> int:
     job_file, record_file, failure_file = _files(folder)
     rank = int(os.environ['RANK'])
     try:
+        threading.Thread(target=_end_with, args=(sys.stdin.fileno(),), daemon=True).start()
         job = pickle.loads(job_file.read_bytes())
         _join_group(job.cfg)
         report = train.ProgressReport(job.place, job.run.id) if rank == 0 else None
@@ -89,6 +92,12 @@ def main(folder: Path) -> int:
         traceback.print_exc()
         return 1
     return 0
+
+
+def _end_with(pipe: int) -> None:
+    """End this process with the one that launched it, even where that one was killed."""
+    os.read(pipe, 1)    # not by sys.stdin, whose lock the processes that load pictures would inherit
+    os._exit(1)
 
 
 def _join_group(cfg) -> None:

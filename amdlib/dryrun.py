@@ -72,7 +72,8 @@ def _memory_bytes(process: psutil.Process) -> int:
 def dry_run(dataset: Dataset, data: str | Path, results_dir: Path = results.ROOT / 'results', *,
             rows: Iterable[str] | None = None, jobs: int | None = None, device: str | None = None, keep: bool = False,
             say: Callable[[str], None] = print) -> pd.DataFrame:
-    """Run, export and read again every row (or `rows`) and the teachers behind them; write dryrun.csv and dryrun.md.
+    """Run, export and read again every row (or `rows`) and the teachers behind them; write dryrun.csv, dryrun.md and
+    dryrun.log.
 
     Args:
         dataset: of the profile `dryrun`; `data`: the folder that it was prepared from.
@@ -82,18 +83,22 @@ def dry_run(dataset: Dataset, data: str | Path, results_dir: Path = results.ROOT
     """
     runs = batch.with_teachers(Run.of(row, DRY_RUN) for row in rows or ROWS)
     lines: dict[Run, dict] = {}
+    began_s, failures, log = time.monotonic(), '', []
+
+    def tell(text: str) -> None:
+        log.append(f'{minutes(time.monotonic() - began_s):>6}  {text}\n')
+        say(text)
 
     def check(run: Run) -> None:
         lines[run] = {'row': run.row.id, **check_run(run, dataset, results_dir)}
-        say(describe(lines[run]))
+        tell(describe(lines[run]))
         if not (keep or run.row.is_teacher):
             _drop_weights(results.run_folder(run, dataset, results_dir))
 
-    began_s, failures = time.monotonic(), ''
     with PeakMemory() as memory:
         try:
             batch.run_missing(runs, dataset, data, jobs=jobs, force=True, device=device, results_dir=results_dir,
-                              check=check, say=say)
+                              check=check, say=tell)
         except batch.BatchError as error:
             failures = str(error)
     if not keep:
@@ -102,6 +107,7 @@ def dry_run(dataset: Dataset, data: str | Path, results_dir: Path = results.ROOT
     table = pd.DataFrame([lines.get(run) or {'row': run.row.id, 'problem': _why(run, failures)} for run in runs])
     place = write(table, dataset, results_dir, time.monotonic() - began_s, memory.peak_bytes,
                   jobs or batch.default_jobs(device))
+    place.with_suffix('.log').write_text(''.join(log))
     say(place.read_text().partition('\n\n')[2].partition('\n\n')[0])
     say(str(place))
     if failures:
@@ -232,7 +238,7 @@ def readable(table: pd.DataFrame) -> pd.DataFrame:
             continue
         lines.append({'row': line['row'], 'steps': f'{line["steps"]:.0f}', 's/step': f'{line["s_per_step"]:.1f}',
                       'first loss': f'{line["first_loss"]:.3f}', 'last loss': f'{line["last_loss"]:.3f}',
-                      'gradient norm': f'{line["grad_norm"]:.1f}', 'memory, GiB': f'{line["peak_memory_gib"]:.1f}',
+                      'gradient norm': f'{line["grad_norm"]:.3g}', 'memory, GiB': f'{line["peak_memory_gib"]:.1f}',
                       'detections': f'{line["detections"]:.0f}', 'MB': f'{line["exported_mb"]:.0f}',
                       'read again': line['read_again'] + (', ONNX too' if line['onnx'] else ''),
                       'wall s': f'{line["wall_s"]:.0f}'})

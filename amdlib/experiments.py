@@ -181,6 +181,23 @@ def table_numbered(number: str) -> Table:
     return found
 
 
+def assumptions() -> str:
+    """What AMD's rows take where the paper does not state a value; the README has the reasons."""
+    from amdlib.amd import ChannelClue, GenerationBlock
+    told = []
+    for option, name in (('alpha', 'alpha'), ('temperature', 'T'), ('phi', 'phi'), ('mask_ratio', 'ratio of random '
+                                                                                                'masks')):
+        groups: dict[object, list[str]] = {}
+        for group in GROUPS.values():
+            groups.setdefault(ROWS[f'{group.name}-amd'].value(option), []).append(group.student_label)
+        told.append(f'{name} ' + ', '.join(f'{value:g}' + (f' ({", ".join(labels)})' if len(groups) > 1 else '')
+                                           for value, labels in groups.items()))
+    told += [f'SE reduction {inspect.signature(ChannelClue).parameters["reduction"].default}',
+             f"MBConv's expansion {GenerationBlock.EXPANSION}",
+             "one-stage students start from the teacher's neck and head"]
+    return f'Assumed, since the paper does not state it (reasons: README): {"; ".join(told)}.'
+
+
 def find_table(name: str) -> Table:
     """The table of this name; SettingError lists the names otherwise."""
     if name not in TABLES:

@@ -120,7 +120,7 @@ def _record(place: Path) -> dict:
 
 def _why_stale(place: Path, record: dict, dataset: Dataset, results_dir: Path, files: dict[str, str]) -> str:
     """Why a finished run would be made again now; empty where it would not."""
-    if missing := [key for key in record['files'] if key not in files]:
+    if missing := [key for key in record['files'] if key in record['settings'] and key not in files]:
         given = ', '.join(f'{key}={record["settings"][key]}' for key in missing)
         return f'not to be checked without the weight files that it was made with (--set {given}, with their folder)'
     if weights.sha256(place / 'weights.pth') != record['weights_sha256']:

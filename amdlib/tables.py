@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from amdlib.data import Dataset, coco_images
-from amdlib.experiments import (GROUPS, TABLES, Group, Profile, Run, Table, find_profile, find_table,
+from amdlib.experiments import (GROUPS, TABLES, Group, Profile, Run, Table, assumptions, find_profile, find_table,
                                 table_numbered)
 from amdlib.results import ROOT
 
@@ -147,7 +147,7 @@ def sweep_notes(runs: list[Run], cells: pd.DataFrame, profile: Profile, dataset:
         f'{highest}, lowest {best.ours.iloc[0]:.1f} at {lowest}.']
     if len({run.row.group.name for run in runs} & {'reppoints'}) and option == 'phi':
         lines.append("The paper's best point (COCO, RepPoints): 42.7 mAP and 58.8 mAR; its value of phi was lost.")
-    lines += [f'Data: {note}.' for note in dataset.notes]
+    lines += [assumptions(), *(f'Data: {note}.' for note in dataset.notes)]
     return '\n'.join(f'- {line}' for line in lines)
 
 
@@ -180,7 +180,7 @@ def reading_notes(cells: pd.DataFrame, profile: Profile, dataset: Dataset) -> st
     of_map = cells[cells.metric == 'mAP'].set_index(['group', 'row'])
     for group in cells.group.unique():
         lines += _found(table, of_map.loc[group], GROUPS[group])
-    lines += [f'Data: {note}.' for note in dataset.notes]
+    lines += [assumptions(), *(f'Data: {note}.' for note in dataset.notes)]
     return '\n'.join(f'- {line}' for line in lines)
 
 

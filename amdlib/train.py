@@ -439,7 +439,8 @@ def _train_and_test(job: Job, report: ProgressReport | None, say) -> dict | None
     return {
         'format': 1, 'id': run.id, 'row': run.row.id, 'group': run.row.group.name, 'label': run.row.label,
         'profile': run.profile.name, 'seed': run.seed,
-        'settings': {**dict(run.settings), **{key: Path(path).name for key, path in job.files.items()}},
+        'settings': {key: Path(value).name if key in job.files else value for key, value in run.settings},
+        'file_names': {key: Path(path).name for key, path in job.files.items()},
         'config': job.config_text, 'code': code, **job.made_with,
         'numbers': numbers, 'weights_sha256': weights.sha256(place / 'weights.pth'),
         'steps': 0 if checkpoint else runner.max_iters, 'resumed_from': resumed_from,

@@ -136,6 +136,33 @@ def test_made_images_are_full_size_with_masks_where_needed():
                 assert areas == pytest.approx(((boxes[:, 2:] - boxes[:, :2]).prod(1)).numpy(), rel=0.05)
 
 
+def test_recipes_are_none_each_and_all_switches(monkeypatch):
+    on_gpu = cost.recipes({'amp': 'fp16', 'batch_size': '4'}, on_cpu=False)
+    assert len(on_gpu) == 2 + len(cost.SWITCHES) and all(recipe['batch_size'] == '4' for recipe in on_gpu)
+    assert on_gpu[0] == {'batch_size': '4'} and on_gpu[-1] == {'batch_size': '4', **cost.SWITCHES}
+    monkeypatch.setattr(cost.shutil, 'which', lambda _: None)
+    on_cpu = cost.recipes({}, on_cpu=True)
+    assert {key for recipe in on_cpu for key in recipe} == set(cost.SWITCHES) - {'tf32', 'compile_teacher'}
+
+
+def test_switches_are_compared_with_none_on_the_same_device(tiny, tmp_path):
+    rows = [find_row('retinanet-amd'), find_row('retinanet-baseline')]
+    with pytest.raises(CostError, match='no switch was measured'):
+        cost.write_switches(rows, tiny, tmp_path)
+    (tmp_path / tiny.name).mkdir()
+    pd.DataFrame([{'row': row, 'settings': settings, 'device': device, 's_per_step': seconds, 'memory_gib': 1.0,
+                   'steps': 20, 'problem': ''} for row, settings, device, seconds in (
+        ('retinanet-amd', '', H100, 0.4), ('retinanet-amd', 'amp=bf16', H100, 0.2), ('retinanet-amd', '', 'CPU', 9.0),
+        ('retinanet-amd', 'fused=True', 'another GPU', 0.1), ('retinanet-baseline', '', H100, 0.3),
+        ('retinanet-amd', 'amp=bf16 batch_size=4', H100, 5.0))]).to_csv(tmp_path / tiny.name / cost.MEASURED)
+    text = cost.write_switches(rows, tiny, tmp_path).read_text()
+    found = pd.read_csv(tmp_path / tiny.name / 'switches.csv').set_index(['row', 'device', 'switch']).speed
+    assert found.to_dict() == {('retinanet-amd', H100, 'none'): 1, ('retinanet-amd', 'CPU', 'none'): 1,
+                               ('retinanet-amd', H100, 'amp=bf16'): 2, ('retinanet-baseline', H100, 'none'): 1}
+    cells = [[cell.strip() for cell in line.split('|')[3:6]] for line in text.splitlines()]
+    assert ['amp=bf16', '0.200', '2.00'] in cells
+
+
 def test_a_full_gpu_is_told_in_the_row(tiny, dataset, tmp_path, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB\nmore')

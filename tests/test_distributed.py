@@ -3,18 +3,23 @@ import copy
 import json
 import multiprocessing
 import os
+import pickle
 import signal
+import subprocess
+import sys
 import threading
 import time
 import traceback
+from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from mmdet.registry import MODELS
 from mmengine.model import MMDistributedDataParallel
 
 from amdlib import distill, distributed, results
-from amdlib.experiments import Run, config
+from amdlib.experiments import Run, config, shorter
 from amdlib.train import TrainingError, run_row
 
 PROCESSES = 2
@@ -164,6 +169,39 @@ def test_a_killed_run_of_two_processes_goes_on_bit_for_bit(dataset, tiny, tmp_pa
     first, second = (torch.load(place / 'weights.pth', weights_only=True)['state_dict']
                      for place in (folder, tmp_path / 'whole'))
     assert [name for name, value in first.items() if not torch.equal(value, second[name])] == []
+
+
+LAUNCH = """
+import pickle, sys
+from pathlib import Path
+from amdlib.train import run_row
+run, dataset, results_dir = pickle.loads(Path(sys.argv[1]).read_bytes())
+run_row(run, dataset, results_dir)
+"""
+
+
+@pytest.mark.slow
+def test_processes_end_with_the_one_that_launched_them(dataset, tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
+    monkeypatch.setenv('OMP_NUM_THREADS', '1')
+    run = Run.of('retinanet-baseline', shorter(tiny, workers=1), 0, {'gpus': PROCESSES, 'batch_size': 1, 'epochs': 99})
+    folder = results.run_folder(run, dataset, tmp_path)
+    (tmp_path / 'job').write_bytes(pickle.dumps((run, dataset, tmp_path)))
+    launcher = subprocess.Popen([sys.executable, '-c', LAUNCH, str(tmp_path / 'job')],
+                                cwd=Path(distributed.__file__).parents[1])
+    try:
+        until_s = time.monotonic() + 120
+        while results.read_progress(folder).get('phase') != 'train':
+            assert launcher.poll() is None and time.monotonic() < until_s
+            time.sleep(0.1)
+        below = psutil.Process(launcher.pid).children(recursive=True)
+        assert len(below) >= 1 + PROCESSES    # torchrun, and what it started
+    finally:
+        launcher.kill()
+        launcher.wait()
+    _, alive = psutil.wait_procs(below, timeout=60)
+    assert alive == []
+    assert results.state(run, dataset, tmp_path).name == 'failed'
 
 
 # ---- refusals and errors ----------------------------------------------------------------------------------------

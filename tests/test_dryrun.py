@@ -145,6 +145,8 @@ def test_rows_are_run_exported_and_read_again(dataset, tmp_path, tiny_dry_run, m
     text = (place / 'dryrun.md').read_text()
     assert 'mean nothing' in text and '4 of 4 rows passed' in text
     assert pd.read_csv(place / 'dryrun.csv').row.tolist() == table.row.tolist()
+    log = (place / 'dryrun.log').read_text()
+    assert all(f'  {row}: ' in log for row in table.row) and str(tmp_path) not in log
     assert any('retinanet-amd: 4 steps' in line for line in said)
     runs = place / 'runs'
     assert not [*runs.rglob('*.pth'), *runs.rglob('*.onnx')]     # checked, then dropped

@@ -12,15 +12,15 @@ import torch
 from mmengine.config import Config
 
 from amdlib import __main__ as cli
-from amdlib import batch, data, notebooks, results, tables
+from amdlib import batch, data, notebooks, results, tables, zoo
 from amdlib.__main__ import main
 from amdlib.experiments import GROUPS, PROFILES, ROWS, TABLES, Run, table_runs
 from amdlib.results import METRICS
 from amdlib.targets import TARGETS
 
 ROOT = Path(cli.__file__).parents[1]
-COMMANDS = ('list', 'values', 'show', 'run', 'data', 'table', 'export', 'notebook', 'reproduce', 'sweep', 'status',
-            'report', 'cost', 'dryrun', 'doctor')
+COMMANDS = ('list', 'values', 'weights', 'show', 'run', 'data', 'table', 'export', 'notebook', 'reproduce', 'sweep',
+            'status', 'report', 'cost', 'dryrun', 'doctor')
 
 
 @pytest.fixture(scope='module')
@@ -153,6 +153,25 @@ def test_a_weights_folder_that_is_not_there_is_told_in_a_line(call, monkeypatch)
 
 
 # ---- what it refuses --------------------------------------------------------------------------------------------
+
+def test_weights_looks_for_all_files_and_tells_what_is_missing(call, monkeypatch, tmp_path):
+    looked_for = []
+
+    def find(url):
+        looked_for.append(url)
+        if 'retinanet' in url:
+            raise zoo.ZooError('retinanet_x101.pth was not found')
+        return tmp_path / zoo.file_name(url)
+    monkeypatch.setattr(zoo, 'find', find)
+    status, out, told = call('weights', '--weights', str(tmp_path))
+    assert (status, told) == (1, 'error: retinanet_x101.pth was not found\n')
+    assert out.split() == [str(tmp_path / zoo.file_name(url)) for url in looked_for if 'retinanet' not in url]
+    assert set(looked_for) == {*(group.teacher_url for group in GROUPS.values()),
+                               'https://download.pytorch.org/models/resnet50-0676ba61.pth'}
+    looked_for.clear()
+    assert call('weights', 'reppoints-baseline', 'faster_rcnn-amd')[0] == 0
+    assert [zoo.digits(zoo.file_name(url)) for url in looked_for] == ['0676ba61', 'e75f90c8']
+
 
 @pytest.mark.parametrize('words, expected', [
     (['show', 'retinanet-amdd'], ["unknown row 'retinanet-amdd'", 'retinanet-amd,', 'faster_rcnn-amd']),

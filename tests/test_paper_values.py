@@ -12,7 +12,7 @@ from mmengine.optim import build_optim_wrapper
 
 from amdlib import tables
 from amdlib.distill import tap
-from amdlib.experiments import GROUPS, Run, config
+from amdlib.experiments import GROUPS, Run, assumptions, config
 from amdlib.values import as_text, paper_values
 
 ROOT = Path(__file__).parents[1]
@@ -194,3 +194,13 @@ def test_gradient_clipping_is_live(dataset, tiny, train_batch, clipped):
         assert seen[0] == pytest.approx(35, rel=1e-3)
     else:
         assert seen[0] > 3500
+
+
+def test_every_assumed_value_is_told(values):
+    """By `list`, under every table and in the notebook of a run."""
+    told = assumptions()
+    assumed = {(value.name, value.value) for value in values.values() if value.source == 'assumed'}
+    assert {name for name, _ in assumed} == {'alpha', 'T', 'phi', 'ratio', 'expansion'}
+    for name, value in assumed:
+        assert re.search(rf'\b{name}\b[^;]*\b{value:g}\b', told), (name, value)
+    assert 'alpha 2e-05 (RetinaNet, RepPoints), 5e-07 (Faster R-CNN); T 0.5; phi 1;' in told

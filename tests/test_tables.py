@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from amdlib import tables
-from amdlib.experiments import PROFILES, TABLES, Run, SettingError, shorter, sweep_runs
+from amdlib.experiments import PROFILES, TABLES, Run, SettingError, assumptions, shorter, sweep_runs
 from amdlib.results import METRICS
 
 NONE = '–'      # how a number that there is not is printed
@@ -206,7 +206,7 @@ def test_notes_of_table_1_say_what_was_found(records, dataset):
     notes = tables.reading_notes(tables.tidy('table1', of_retinanet), PROFILES['mini'], dataset).splitlines()
     assert notes[0] == f'- {PROFILES["mini"].can_show}' and notes[1] == '- 4 test images, 2 seeds.'
     assert notes[2] == '- RetinaNet: the teacher is +11.0 mAP from the baseline (9.0); gains: AMD +3.5.'
-    assert notes[3:] == [f'- Data: {note}.' for note in dataset.notes]
+    assert notes[3] == f'- {assumptions()}' and notes[4:] == [f'- Data: {note}.' for note in dataset.notes]
 
 
 def test_notes_of_one_seed_warn_of_its_order(records, dataset):
@@ -288,7 +288,7 @@ def test_notes_of_a_sweep_name_the_best_and_the_worst_value(phi_runs, swept, dat
     cells = tables.sweep(phi_runs, swept, 'phi', SHARES)
     notes = tables.sweep_notes(phi_runs, cells, PROFILES['mini'], dataset)
     assert '- RepPoints: highest mAP 34.5 at phi = 1, lowest 31.0 at 0.5.' in notes.splitlines()
-    assert '- 4 test images, 2 seeds a value.' in notes.splitlines()
+    assert '- 4 test images, 2 seeds a value.' in notes.splitlines() and f'- {assumptions()}' in notes.splitlines()
     assert "The paper's best point (COCO, RepPoints): 42.7 mAP and 58.8 mAR" in notes
     one_seed = [run for run in phi_runs if run.seed == 0]
     notes = tables.sweep_notes(one_seed, tables.sweep(one_seed, swept[swept.seed == 0], 'phi'), PROFILES['mini'],

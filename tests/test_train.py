@@ -15,15 +15,15 @@ import torch
 from mmdet.registry import MODELS, VISUALIZERS
 from mmengine.config import Config
 
-from amdlib import data, experiments, gate, results, train, weights, zoo
+from amdlib import data, experiments, explore, export, gate, results, train, weights, zoo
 from amdlib.experiments import GROUPS, ROWS, Run, config, shorter
 from amdlib.train import ProgressReport, TrainingError, describe, minutes, run_row
 from amdlib.zoo import ZooError
 
 slow = pytest.mark.slow
-PROMISED = {'id', 'row', 'group', 'profile', 'seed', 'settings', 'settings_hash', 'config', 'files', 'code_fingerprint',
-            'code', 'data', 'teacher', 'numbers', 'weights_sha256', 'steps', 'train_s', 'wall_s', 'device', 'threads',
-            'peak_memory_bytes', 'peak_gpu_memory_bytes', 'operators', 'versions', 'host'}
+PROMISED = {'id', 'row', 'group', 'profile', 'seed', 'settings', 'settings_hash', 'config', 'files', 'file_names',
+            'code_fingerprint', 'code', 'data', 'teacher', 'numbers', 'weights_sha256', 'steps', 'train_s', 'wall_s',
+            'device', 'threads', 'peak_memory_bytes', 'peak_gpu_memory_bytes', 'operators', 'versions', 'host'}
 
 
 @pytest.fixture(scope='module')
@@ -377,7 +377,7 @@ def test_a_student_at_paper_finds_its_teacher_and_backbone_and_records_them(data
     record = run_row(run, dataset, tmp_path, **quiet)
     assert run.id == 'retinanet-amd-s0' and (begun[0][1] == 0.5).all()    # mmengine has loaded the published backbone
     assert record['files'] == {'backbone': weights.sha256(files['backbone'])}
-    assert record['settings'] == {'backbone': files['backbone'].name}
+    assert record['settings'] == {} and record['file_names'] == {'backbone': files['backbone'].name}
     teacher = run_row(run.teacher(), dataset, tmp_path, **quiet)
     assert teacher['files'] == {'checkpoint': weights.sha256(files['checkpoint'])} and teacher['steps'] == 0
     check = {'images': 300, 'map_pct': teacher['numbers']['mAP'], 'published_map_pct': 2.0}
@@ -388,6 +388,10 @@ def test_a_student_at_paper_finds_its_teacher_and_backbone_and_records_them(data
     for path in files.values():
         path.unlink()
     assert results.state(run, dataset, tmp_path).name == 'done'    # by the digits in the names, without the files
+    monkeypatch.setitem(experiments.PROFILES, 'paper', paper)
+    assert explore.done_runs('paper', dataset, tmp_path) == [run.teacher(), run]
+    written = export.export(run.id, 'paper', dataset, tmp_path, **quiet)    # nor are they needed here
+    assert weights.sha256(written['weights']).startswith(written['weights'].stem[-8:])
     record['files']['backbone'] = '0' * 64
     results.write_json(results.run_folder(run, dataset, tmp_path) / 'record.json', record)
     assert results.state(run, dataset, tmp_path).name == 'stale'
