@@ -16,8 +16,8 @@ pair     = $(if $(2),'$(1)=$(2)')
 RECIPE   = $(call pair,epochs,$(filter-out 0,$(EPOCHS))) $(call pair,gpus,$(GPUS)) \
            $(call pair,batch_size,$(BATCH_SIZE)) $(call pair,accumulate,$(ACCUMULATE)) $(call pair,lr,$(LR)) \
            $(call pair,amp,$(AMP)) $(call pair,half_teacher,$(HALF_TEACHER))
-OWN      = $(call pair,backbone,$(BACKBONE)) $(call pair,teacher_backbone,$(TEACHER_BACKBONE)) \
-           $(call pair,teacher_checkpoint,$(TEACHER)) $(RECIPE)
+OWN      = $(RECIPE) $(call pair,backbone,$(BACKBONE)) $(call pair,teacher_backbone,$(TEACHER_BACKBONE)) \
+           $(call pair,teacher_checkpoint,$(TEACHER))
 # what changes no number reaches every process of a batch through the environment
 export AMD_WEIGHTS       := $(or $(WEIGHTS),$(AMD_WEIGHTS))
 export AMD_MIRRORS       := $(or $(MIRRORS),$(AMD_MIRRORS))
@@ -141,8 +141,7 @@ paper-dryrun: $(SETUP)  ## every row a few steps at the paper's architectures, w
 	@$(AMDLIB) dryrun $(if $(DATA),--data "$(DATA)") $(if $(JOBS),--jobs $(JOBS)) $(if $(DEVICE),--device $(DEVICE))
 
 cost: $(SETUP)  ## steps, measured seconds a step, memory and GPU-hours of each row (MEASURE=1 times them here)
-	@$(AMDLIB) cost $(WHERE) $(if $(filter-out 0,$(MEASURE)),--measure) $(if $(filter-out 0,$(SWITCHES)),--switches) \
-		$(if $(DEVICE),--device $(DEVICE)) $(foreach one,$(RECIPE) $(SETTINGS),--set $(one))
+	@$(AMDLIB) cost $(WHERE) $(if $(filter-out 0,$(MEASURE)),--measure) $(if $(filter-out 0,$(SWITCHES)),--switches) $(if $(DEVICE),--device $(DEVICE)) $(foreach one,$(RECIPE) $(SETTINGS),--set $(one))
 
 values: $(SETUP)  ## every value of the paper's experiments with its source
 	@$(AMDLIB) values

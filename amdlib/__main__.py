@@ -25,6 +25,9 @@ def main(words: list[str] | None = None) -> int:
         sys.stdout.reconfigure(line_buffering=True)     # what is said reaches a log at once
     if arguments.command == 'doctor':
         return doctor()
+    if os.environ.pop('AMD_ENDS_WITH_STDIN', ''):   # one of a batch
+        from amdlib.distributed import end_with
+        end_with(sys.stdin.fileno())
     if getattr(arguments, 'device', None):
         _choose_device(arguments.device)
     from amdlib import KitError, zoo

@@ -144,8 +144,9 @@ class _Batch:
         log.parent.mkdir(parents=True, exist_ok=True)
         env = self._environment(slot, run.setting('gpus'))
         with open(log, 'w') as out:
-            process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                                       env=env, start_new_session=True, cwd=results.ROOT)
+            # a pipe into which nothing is written: where it ends, this process was killed (distributed.end_with)
+            process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.PIPE, env=env,
+                                       start_new_session=True, cwd=results.ROOT)
         self.running[run] = _Running(process, slot, log)
 
     def _command(self, run: Run) -> list[str]:
@@ -169,7 +170,7 @@ class _Batch:
         import torch
         threads = max(1, len(os.sched_getaffinity(0)) // (self.jobs * gpus))
         env = {**os.environ, **zoo.environment(), 'OMP_NUM_THREADS': str(threads), 'PYTHONUNBUFFERED': '1',
-               'MASTER_PORT': str(_free_port())}
+               'MASTER_PORT': str(_free_port()), 'AMD_ENDS_WITH_STDIN': '1'}
         if self.device in (None, 'cuda') and torch.cuda.device_count() > 1:
             visible = os.environ.get('CUDA_VISIBLE_DEVICES')
             cards = visible.split(',') if visible else [str(i) for i in range(torch.cuda.device_count())]

@@ -43,7 +43,7 @@ def launch(job, processes: int, folder: Path) -> dict:
     # --standalone: a free port of its own, so that several such runs can share a machine
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={processes}',
                '-m', 'amdlib.distributed', str(folder)]
-    # nothing is written into stdin: where that pipe ends, this process has (`_end_with`)
+    # nothing is written into stdin: where that pipe ends, this process has (`end_with`)
     children = subprocess.Popen(command, env=env, stdin=subprocess.PIPE)
     try:
         status = children.wait()
@@ -74,7 +74,7 @@ def main(folder: Path) -> int:
     job_file, record_file, failure_file = _files(folder)
     rank = int(os.environ['RANK'])
     try:
-        threading.Thread(target=_end_with, args=(sys.stdin.fileno(),), daemon=True).start()
+        end_with(sys.stdin.fileno())
         job = pickle.loads(job_file.read_bytes())
         _join_group(job.cfg)
         report = train.ProgressReport(job.place, job.run.id) if rank == 0 else None
@@ -94,10 +94,12 @@ def main(folder: Path) -> int:
     return 0
 
 
-def _end_with(pipe: int) -> None:
-    """End this process with the one that launched it, even where that one was killed."""
-    os.read(pipe, 1)    # not by sys.stdin, whose lock the processes that load pictures would inherit
-    os._exit(1)
+def end_with(pipe: int) -> None:
+    """End this process when the pipe does: with the process that holds its other end, even where that is killed."""
+    def wait() -> None:
+        os.read(pipe, 1)    # not by sys.stdin, whose lock the processes that load pictures would inherit
+        os._exit(1)
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _join_group(cfg) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import errno
 import functools
 import importlib.util
 import json
@@ -206,60 +207,29 @@ def run_row(run: Run, dataset: data.Dataset, results_dir: Path = results.ROOT / 
     logged into `tensorboard/` of the run too.
     Errors: TrainingError; whatever training raises, after progress.json has said `failed`.
     """
-    if cfg_options and work_dir is None:
-        raise TrainingError('--cfg-options changes the experiment outside the table of rows: give it a --work-dir')
-    if force and resume:
-        raise TrainingError('--force trains from the beginning, --resume goes on: give one of them')
     tensorboard = tensorboard or os.environ.get('AMD_TENSORBOARD', '0') not in ('', '0')
-    if tensorboard and importlib.util.find_spec('tensorboard') is None:
-        raise TrainingError('--tensorboard needs the package tensorboard: make setup, or pip install tensorboard')
+    _check_words(force, resume, tensorboard, cfg_options, work_dir)
     place = Path(work_dir) if work_dir else results.run_folder(run, dataset, results_dir)
-    if work_dir is None:
-        found = results.state(run, dataset, results_dir)
-        if found.name == 'done' and not force:
-            say(f'{run.id}: done already, {found.record["numbers"]["mAP"]:.1f} mAP '
-                '(FORCE=1 or --force trains it again)')
-            return found.record
-        if found.name == 'stale':
-            say(f'{run.id}: its record is stale ({found.why}); training it again')
+    if work_dir is None and (record := _finished(run, dataset, results_dir, force, say)):
+        return record
     check_it_fits(run, dataset)
-    if pid := results.training_process(place):
+    if (pid := results.training_process(place)) not in (None, os.getpid()):    # an earlier failure of this one is over
         raise TrainingError(f'{run.id}: process {pid} is training it in {place}')
-    teacher, taught, teacher_weights = run.teacher(), None, None
-    if teacher is not None:
-        taught = run_row(teacher, dataset, results_dir, workers=workers, tensorboard=tensorboard, say=say)
-        teacher_weights = results.run_folder(teacher, dataset, results_dir) / 'weights.pth'
+    teacher = None
+    if run.teacher() is not None:
+        record = run_row(run.teacher(), dataset, results_dir, workers=workers, tensorboard=tensorboard, say=say)
+        teacher = _Teacher(run.teacher(), results.run_folder(run.teacher(), dataset, results_dir), record)
     place.mkdir(parents=True, exist_ok=True)
     report = ProgressReport(place, run.id)
     with _failure_told(run, place, report):
         files = run.find_files(say)
-        hashes = {key: weights.sha256(path) for key, path in files.items()}
-        checked = None
-        if 'checkpoint' in (of_teacher := taught['files'] if taught else hashes):
-            judged = teacher or run
-            checked = gate.check(judged, dataset, results.run_folder(judged, dataset, results_dir),
-                                 teacher_weights or files['checkpoint'], of_teacher['checkpoint'],
-                                 functools.partial(evaluate, report=report), say)
-    cfg = config(run, dataset, place / 'mmengine', teacher_weights)
-    if cfg_options:
-        cfg.merge_from_dict(cfg_options)
-    if workers is not None:
-        _set_workers(cfg, workers)
-    made_with = {
-        'settings_hash': results.settings_hash(cfg), 'files': hashes,
-        'code_fingerprint': results.code_fingerprint(run),
-        'data': {'name': dataset.name, 'fingerprint': dataset.fingerprint, 'notes': list(dataset.notes)},
-        'teacher': None if teacher_weights is None else {
-            'id': teacher.id, 'weights_sha256': weights.sha256(teacher_weights)},
-        'versions': results.versions()}
-    if tensorboard:  # no part of the settings: it changes no number
-        cfg.visualizer.vis_backends.append(dict(type='TensorboardVisBackend', save_dir=str(place / 'tensorboard')))
-    job = Job(run, cfg, dataset, place, files, made_with)
+        checked = _check_teacher(run, teacher, dataset, place, files, report, say)
+    job = _job(run, teacher, dataset, place, files, cfg_options, workers, tensorboard)
     checkpoint = None if force else _interrupted(job, resume, say)
     if checkpoint is None:
         _clear(place)
-    cfg.resume, cfg.load_from = checkpoint is not None, checkpoint and str(checkpoint)
-    results.write_json(place / 'unfinished.json', made_with)
+    job.cfg.resume, job.cfg.load_from = checkpoint is not None, checkpoint and str(checkpoint)
+    results.write_json(place / 'unfinished.json', job.made_with)
     (place / 'error.txt').unlink(missing_ok=True)  # of the part before a resume
     report.update('start', 0, 1)
     with _failure_told(run, place, report):
@@ -278,14 +248,80 @@ def run_row(run: Run, dataset: data.Dataset, results_dir: Path = results.ROOT / 
     return record
 
 
+@dataclass(frozen=True)
+class _Teacher:
+    """A student's teacher, trained or taken over."""
+    run: Run
+    place: Path
+    record: dict
+
+    @property
+    def weights(self) -> Path:
+        return self.place / 'weights.pth'
+
+
+def _check_words(force: bool, resume: bool, tensorboard: bool, cfg_options: dict | None, work_dir) -> None:
+    """TrainingError for arguments that do not go together, or need what is not installed."""
+    if cfg_options and work_dir is None:
+        raise TrainingError('--cfg-options changes the experiment outside the table of rows: give it a --work-dir')
+    if force and resume:
+        raise TrainingError('--force trains from the beginning, --resume goes on: give one of them')
+    if tensorboard and importlib.util.find_spec('tensorboard') is None:
+        raise TrainingError('--tensorboard needs the package tensorboard: make setup, or pip install tensorboard')
+
+
+def _finished(run: Run, dataset: data.Dataset, results_dir: Path, force: bool, say) -> dict | None:
+    """The record of a run that need not be trained again."""
+    found = results.state(run, dataset, results_dir)
+    if found.name == 'stale':
+        say(f'{run.id}: its record is stale ({found.why}); training it again')
+    if found.name != 'done' or force:
+        return None
+    say(f'{run.id}: done already, {found.record["numbers"]["mAP"]:.1f} mAP (FORCE=1 or --force trains it again)')
+    return found.record
+
+
+def _check_teacher(run: Run, teacher: _Teacher | None, dataset: data.Dataset, place: Path, files: dict[str, str],
+                   report: ProgressReport, say) -> dict | None:
+    """What gate.check finds, for a teacher that was published or given; `run` is its student, or the teacher itself."""
+    file_hashes = teacher.record['files'] if teacher else {key: weights.sha256(path) for key, path in files.items()}
+    if 'checkpoint' not in file_hashes:
+        return None
+    judged, its_place, checkpoint = (teacher.run, teacher.place, teacher.weights) if teacher else (
+        run, place, files['checkpoint'])
+    return gate.check(judged, dataset, its_place, checkpoint, file_hashes['checkpoint'],
+                      functools.partial(evaluate, report=report), say)
+
+
+def _job(run: Run, teacher: _Teacher | None, dataset: data.Dataset, place: Path, files: dict[str, str],
+         cfg_options: dict | None, workers: int | None, tensorboard: bool) -> Job:
+    cfg = config(run, dataset, place / 'mmengine', teacher and teacher.weights)
+    if cfg_options:
+        cfg.merge_from_dict(cfg_options)
+    if workers is not None:
+        _set_workers(cfg, workers)
+    made_with = {
+        'settings_hash': results.settings_hash(cfg),
+        'files': {key: weights.sha256(path) for key, path in files.items()},
+        'code_fingerprint': results.code_fingerprint(run),
+        'data': {'name': dataset.name, 'fingerprint': dataset.fingerprint, 'notes': list(dataset.notes)},
+        'teacher': teacher and {'id': teacher.run.id, 'weights_sha256': weights.sha256(teacher.weights)},
+        'versions': results.versions()}
+    if tensorboard:  # no part of the settings: it changes no number
+        cfg.visualizer.vis_backends.append(dict(type='TensorboardVisBackend', save_dir=str(place / 'tensorboard')))
+    return Job(run, cfg, dataset, place, files, made_with)
+
+
 @contextlib.contextmanager
 def _failure_told(run: Run, place: Path, report: ProgressReport):
     """An error is left in error.txt and progress.json before it goes on."""
     try:
         yield
     except BaseException as error:
-        (place / 'error.txt').write_text(traceback.format_exc())
-        report.update('failed', 0, 1, error=f'{type(error).__name__}: {error}'.splitlines()[0])
+        with contextlib.suppress(OSError):  # the disk may be full
+            (place / 'error.txt').write_text(traceback.format_exc())
+        with contextlib.suppress(OSError):
+            report.update('failed', 0, 1, error=f'{type(error).__name__}: {error}'.splitlines()[0].rstrip(':'))
         if isinstance(error, distributed.ProcessError):
             raise TrainingError(f'{run.id}: {error}') from error
         raise
@@ -371,7 +407,10 @@ def _keep_scalars(place: Path) -> None:
              for line in file.read_text().splitlines() if '"loss"' in line}
     (place / 'scalars.jsonl').write_text(''.join(f'{lines[step]}\n' for step in sorted(lines)))
     for part in parts:
-        shutil.rmtree(part)
+        for file in (*part.glob('*.json'), part / 'config.py'):
+            file.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # not empty: another backend has put its files there, W&B a whole folder
+            part.rmdir()
 
 
 def train_and_test(job: Job, report: ProgressReport | None, say=print) -> dict | None:
@@ -381,6 +420,19 @@ def train_and_test(job: Job, report: ProgressReport | None, say=print) -> dict |
             return _train_and_test(job, report, say)
     except torch.OutOfMemoryError as error:
         raise TrainingError(out_of_memory(job.run, error)) from error
+    except (OSError, RuntimeError) as error:
+        if not _disk_is_full(error):
+            raise
+        raise TrainingError(f'{job.run.id}: the disk is full: {shutil.disk_usage(job.place).free / 1e6:.0f} MB are '
+                            f'free at {job.place}. Make room; started again, the run goes on from its last whole '
+                            'checkpoint') from error
+
+
+def _disk_is_full(error: BaseException | None) -> bool:
+    """Whether this error or one behind it says so; torch raises one of its own over it."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    return error is not None and _disk_is_full(error.__cause__ or error.__context__)
 
 
 def out_of_memory(run: Run, error: Exception) -> str:

@@ -54,13 +54,19 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         with torch.serialization.safe_globals(harmless_types()):
             content = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error:  # torch raises half a dozen types for a file that is no checkpoint
-        told = str(error).partition('Unpickler error: ')[2] or str(error)  # what was refused; empty for a cut pickle
         raise WeightsError(f'{path} ({path.stat().st_size} bytes) is truncated, not a checkpoint, or holds code: '
-                           f'{" ".join(told.split())[:200] or type(error).__name__}') from error
+                           f'{_what_was_refused(error)}') from error
     weights = content.get('state_dict', content) if isinstance(content, dict) else content
     if not isinstance(weights, dict):
         raise WeightsError(f'{path} holds {type(weights).__name__}, not a state dict')
     return weights
+
+
+def _what_was_refused(error: Exception) -> str:
+    """The sentence that tells it, without torch's advice to load the file with whatever code it holds."""
+    text = ' '.join(str(error).split())
+    found = re.search(r'(?:Unpickler error: |(?=Trying to load ))(.+)', text)
+    return (found[1] if found else text).partition('. ')[0][:200] or type(error).__name__   # empty for a cut pickle
 
 
 def load_strictly(model: nn.Module, weights: dict[str, Tensor], source: str) -> None:
@@ -125,9 +131,12 @@ def write_weights(path: str | Path, weights: dict[str, Tensor], meta: dict) -> N
     """Write `{'state_dict', 'meta'}` beside `path` and rename: a kill never leaves half a file."""
     path = Path(path)
     beside = path.with_name(f'.{path.name}.{os.getpid()}')
-    with open(beside, 'wb') as file:  # given a path, torch.save puts the file's name into the file
-        torch.save({'state_dict': {name: value.cpu() for name, value in weights.items()}, 'meta': meta}, file)
-    os.replace(beside, path)
+    try:
+        with open(beside, 'wb') as file:  # given a path, torch.save puts the file's name into the file
+            torch.save({'state_dict': {name: value.cpu() for name, value in weights.items()}, 'meta': meta}, file)
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)  # of a full disk
 
 
 def sha256(path: str | Path) -> str:

@@ -117,9 +117,12 @@ def test_what_an_interrupted_run_goes_on_from(dataset, tiny, tmp_path, monkeypat
 
 
 def test_a_run_that_another_process_trains_is_left_alone(dataset, tiny, tmp_path):
-    run = Run.of('retinanet-baseline', tiny)
-    train.ProgressReport(_folder(run, dataset, tmp_path), run.id).update('train', 1, 4, 0.1)
-    with pytest.raises(TrainingError, match=f'process {os.getpid()} is training it'):
+    run, other = Run.of('retinanet-baseline', tiny), os.getppid()
+    place = _folder(run, dataset, tmp_path)
+    train.ProgressReport(place, run.id).update('train', 1, 4, 0.1)
+    results.write_json(place / 'progress.json', {**results.read_progress(place), 'pid': other,
+                                                 'started': results.process_start(other)})
+    with pytest.raises(TrainingError, match=f'process {other} is training it'):
         run_row(run, dataset, tmp_path, say=lambda *_: None)
 
 

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -401,6 +402,26 @@ def test_an_interrupt_ends_with_130(call, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_a_run_of_a_batch_ends_with_the_batch(coco_folder, tmp_path):
+    """Even where that is killed: then the pipe to the run ends."""
+    run = subprocess.Popen(
+        [sys.executable, '-m', 'amdlib', 'run', 'retinanet-baseline', '--profile', 'small', '--data', str(coco_folder),
+         '--results', str(tmp_path), '--set', 'batch_size=2', '--set', 'epochs=999', '--device', 'cpu'], cwd=ROOT,
+        stdin=subprocess.PIPE, env={**os.environ, 'AMD_ENDS_WITH_STDIN': '1'})
+    try:
+        until_s = time.monotonic() + 120
+        while not (place := next(tmp_path.glob('small/*/runs/*'), None)) or results.read_progress(place).get(
+                'phase') != 'train':
+            assert run.poll() is None and time.monotonic() < until_s
+            time.sleep(0.1)
+        run.stdin.close()
+        assert run.wait(10) == 1
+        assert results.unfinished(place).name == 'failed'
+    finally:
+        run.kill()
+
+
 def test_as_a_process_it_ends_with_1_and_without_a_traceback():
     ended = _python('-m', 'amdlib', 'show', 'retinanet-amdd')
     assert ended.returncode == 1 and ended.stdout == ''

@@ -25,7 +25,8 @@ PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
 PHONY = re.search(r'^\.PHONY: ((?:.*\\\n)*.*)$', MAKEFILE, re.MULTILINE).group(1).replace('\\', '').split()
 PICTURED = [name for name in TARGETS if name.startswith(('table', 'fig'))]      # what the paper shows
 VARIABLES = sorted({name for name in re.findall(r'\$\(([A-Z][A-Z_]+)\)', MAKEFILE) if not name.startswith('AMD_')}
-                   - {'PY', 'SETUP', 'AMDLIB', 'WHERE', 'SET', 'OWN', 'REPRODUCE', 'MAKEFILE_LIST'})    # its own
+                   - {'PY', 'SETUP', 'AMDLIB', 'WHERE', 'SET', 'OWN', 'RECIPE', 'REPRODUCE',
+                      'MAKEFILE_LIST'})    # its own
 pytestmark = pytest.mark.skipif(shutil.which('make') is None, reason='no make here')
 
 
@@ -169,13 +170,22 @@ def test_variables_may_come_from_the_environment():
 
 
 @pytest.mark.parametrize('target, words', [
-    ('doctor', ['doctor']), ('list', ['list']), ('data', ['data', '--profile', 'small', '--data', 'x y']),
+    ('doctor', ['doctor']), ('list', ['list']), ('weights', ['weights']),
+    ('data', ['data', '--profile', 'small', '--data', 'x y']),
     ('status', ['status', '--profile', 'small', '--data', 'x y']),
     ('report', ['report', '--profile', 'small', '--data', 'x y'])])
 def test_other_targets_of_the_command_line(target, words):
     found = planned(target, *(['PROFILE=small', 'DATA=x y'] if '--profile' in words else []))
     assert found == words
     _parser().parse_args(found)
+
+
+def test_cost_takes_the_recipe_of_the_runs():
+    parsed = _parser().parse_args(planned('cost', 'PROFILE=paper', 'GPUS=8', 'AMP=bf16', 'TEACHER=a b/x.pth',
+                                          'SETTINGS=tf32=True fused=True', 'MEASURE=1', 'SWITCHES=1', 'DEVICE=cpu'))
+    assert read_settings(parsed.settings) == {'gpus': '8', 'amp': 'bf16', 'tf32': 'True', 'fused': 'True'}
+    assert (parsed.measure, parsed.switches, parsed.device, parsed.data) == (True, True, 'cpu', None)
+    assert planned('cost') == ['cost', '--profile', 'mini']
 
 
 def test_an_old_python_is_told_what_is_needed(tmp_path):

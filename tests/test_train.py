@@ -1,6 +1,7 @@
 """train.py: one run from start to record; what a record promises; stale, forced, failed, resumed and seeded runs."""
 import copy
 import dataclasses
+import errno
 import gzip
 import json
 import os
@@ -8,11 +9,14 @@ import shutil
 import subprocess
 import sys
 import threading
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from mmdet.registry import MODELS, VISUALIZERS
+from mmdet.registry import MODELS
 from mmengine.config import Config
 
 from amdlib import data, experiments, explore, export, gate, results, train, weights, zoo
@@ -244,20 +248,75 @@ def test_tensorboard_that_is_not_installed_is_told_before_training(dataset, tiny
     assert not list(tmp_path.iterdir())
 
 
-def test_wandb_is_one_of_mmengines_back_ends(dataset, tiny, tmp_path):
-    """What --cfg-options "visualizer.vis_backends=[...]" gives; W&B itself is loaded when something is logged."""
-    cfg = config(Run.of('retinanet-baseline', tiny), dataset, tmp_path)
-    wanted = results.settings_hash(cfg)
-    cfg.merge_from_dict({'visualizer.vis_backends': [
-        {'type': 'LocalVisBackend'}, {'type': 'WandbVisBackend', 'init_kwargs': {'project': 'amd'}}]})
-    cfg.visualizer.update(name='with-wandb', save_dir=str(tmp_path))
-    visualizer = VISUALIZERS.build(cfg.visualizer)
-    assert list(visualizer._vis_backends) == ['LocalVisBackend', 'WandbVisBackend']
-    assert visualizer._vis_backends['WandbVisBackend']._init_kwargs == {'project': 'amd'}
-    assert results.settings_hash(cfg) == wanted
+class Wandb:
+    """Stands in for the package wandb: keeps what is logged, and a file in the folder that it is given."""
+
+    def __init__(self):
+        self.logged, self.config, self.run = [], SimpleNamespace(update=lambda *_, **__: None), None
+
+    def init(self, project, dir):
+        self.project, self.kept = project, Path(dir) / 'wandb' / 'run.wandb'
+        self.kept.parent.mkdir()
+        self.kept.write_text('kept')
+        self.run = SimpleNamespace(log_code=lambda **_: None)
+
+    def log(self, values, commit):
+        self.logged.append(values)
+
+    def join(self):
+        pass
+
+
+@slow
+def test_wandb_by_mmengines_config(trained, dataset, tiny, tmp_path, monkeypatch):
+    """What README's --cfg-options give. Its files stay, those of a run without network are all that there is."""
+    run, record, _ = trained('retinanet-baseline')
+    wandb = Wandb()
+    monkeypatch.setitem(sys.modules, 'wandb', wandb)
+    again = run_row(run, dataset, tmp_path, work_dir=tmp_path / 'run', say=lambda *_: None, cfg_options={
+        'visualizer.vis_backends': [{'type': 'LocalVisBackend'},
+                                    {'type': 'WandbVisBackend', 'init_kwargs': {'project': 'amd'}}]})
+    assert again['settings_hash'] == record['settings_hash'] and again['numbers'] == record['numbers']
+    assert wandb.project == 'amd' and wandb.kept.is_file() and (tmp_path / 'run') in wandb.kept.parents
+    lines = [json.loads(line) for line in (tmp_path / 'run' / 'scalars.jsonl').read_text().splitlines()]
+    assert [values['loss'] for values in wandb.logged if 'loss' in values] == [line['loss'] for line in lines]
 
 
 # ---- failed -----------------------------------------------------------------------------------------
+
+@slow
+@pytest.mark.parametrize('where', ['checkpoint', 'weights'])
+def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(dataset, tiny, tmp_path, monkeypatch, where):
+    def full(*_, original, name, **__):
+        if where == name:
+            try:
+                raise OSError(errno.ENOSPC, 'No space left on device')
+            except OSError:     # what torch makes of it
+                raise RuntimeError('[enforce fail at inline_container.cc:672] . unexpected pos 704 vs 598')
+        return original(*_, **__)
+
+    def no_error_text(path, text, original=Path.write_text):
+        if path.name == 'error.txt':
+            raise OSError(errno.ENOSPC, 'No space left on device')
+        return original(path, text)
+
+    def no_failed(report, phase, *words, original=train.ProgressReport.update, **more):
+        if phase == 'failed':
+            raise OSError(errno.ENOSPC, 'No space left on device')
+        original(report, phase, *words, **more)
+    run = Run.of('retinanet-baseline', shorter(tiny, epochs={'student': 2}))
+    writing = {'checkpoint': (train.checkpoints, 'write_whole'), 'weights': (train.weights, 'write_weights')}
+    with monkeypatch.context() as patch:
+        for name, (owner, function) in writing.items():
+            patch.setattr(owner, function, partial(full, original=getattr(owner, function), name=name))
+        patch.setattr(train.Path, 'write_text', no_error_text)
+        patch.setattr(train.ProgressReport, 'update', no_failed)
+        with pytest.raises(TrainingError, match=r'the disk is full: \d+ MB are free at .*last whole checkpoint'):
+            run_row(run, dataset, tmp_path, say=lambda *_: None)
+    said = []
+    assert run_row(run, dataset, tmp_path, say=said.append)['steps'] == 8
+    assert any('goes on after epoch 2' in line for line in said) == (where == 'weights')
+
 
 @slow
 def test_a_failing_run_says_failed_and_leaves_no_record(dataset, tiny, tmp_path, monkeypatch):

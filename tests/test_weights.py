@@ -139,6 +139,16 @@ def test_code_in_a_checkpoint_is_refused_and_not_run(tmp_path, legacy):
     assert trace.exists()  # the file was armed
 
 
+def test_a_refused_module_is_named_without_torchs_advice_to_run_the_code(tmp_path):
+    class Shell:
+        def __reduce__(self):
+            return os.system, ('true',)
+    torch.save({'state_dict': {}, 'meta': Shell()}, tmp_path / 'w.pth')
+    with pytest.raises(WeightsError, match=r'or holds code: Trying to load .*posix\.system') as refused:
+        read_weights(tmp_path / 'w.pth')
+    assert 'False' not in str(refused.value) and '\n' not in str(refused.value)
+
+
 # ---- loading ----------------------------------------------------------------------------------------------------
 
 def test_strict_loading_fills_the_model():
