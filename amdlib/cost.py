@@ -204,7 +204,8 @@ def measure(rows: Iterable[Row], profile: Profile, dataset: Dataset | None, resu
         place.parent.mkdir(parents=True, exist_ok=True)
         lines.to_csv(place, index=False, float_format='%.6g')
         say(f'{run.id}: {line["problem"]}' if line['problem'] else
-            f'{run.id}: {line["s_per_step"]:.3f} s/step, {line["memory_gib"]:.1f} GiB ({line["device"]})')
+            f'{run.id}: {line["s_per_step"]:.3f} s/step'
+            + ('' if math.isnan(line['memory_gib']) else f', {line["memory_gib"]:.1f} GiB') + f' ({line["device"]})')
     return _read(place)
 
 
@@ -226,12 +227,13 @@ def write_switches(rows: Iterable[Row], profile: Profile, results_dir: Path, set
     """
     measured, lines = _measured(profile, results_dir), []
     for row in rows:
-        runs = [Run.of(row, profile, 0, own_settings(row, recipe)) for recipe in recipes(settings or {}, False)]
-        plain = measured.get(_key(runs[0]), {})
-        for run in dict.fromkeys(runs):
-            lines += [{'row': row.id, 'device': device, 'switch': _switches_on(run), **found,
-                       'speed': plain[device]['s_per_step'] / found['s_per_step']}
-                      for device, found in measured.get(_key(run), {}).items() if device in plain]
+        plain = _key(Run.of(row, profile, 0, own_settings(row, recipes(settings or {}, False)[0])))
+        for (row_id, text), by_device in measured.items():
+            switches, rest = _split_switches(text)
+            if (row_id, rest) == plain:
+                lines += [{'row': row.id, 'device': device, 'switch': switches, **found,
+                           'speed': measured[plain][device]['s_per_step'] / found['s_per_step']}
+                          for device, found in by_device.items() if device in measured.get(plain, {})]
     if not lines:
         raise CostError(f'profile {profile.name}: no switch was measured; --measure --switches does it')
     table = pd.DataFrame(lines)
@@ -248,9 +250,12 @@ def write_switches(rows: Iterable[Row], profile: Profile, results_dir: Path, set
     return place / 'switches.md'
 
 
-def _switches_on(run: Run) -> str:
-    on = [f'{key}={value}' for key, value in run.settings if key in SWITCHES]
-    return f'all: {" ".join(on)}' if len(on) > 1 else ''.join(on) or 'none'
+def _split_switches(text: str) -> tuple[str, str]:
+    """The switches in a recipe's text, in words, and the rest of it."""
+    words = text.split()
+    on = [word for word in words if word.partition('=')[0] in SWITCHES]
+    rest = ' '.join(word for word in words if word not in on)
+    return (f'all: {", ".join(on)}' if len(on) > 1 else ''.join(on) or 'none'), rest
 
 
 def _number(value: float, form: str) -> str:

@@ -514,23 +514,28 @@ def _losses(run, dataset, place, results_dir):
 
 @slow
 def test_with_every_switch_on_the_losses_stay_within_what_another_seed_shows(dataset, tiny, tmp_path):
-    """All but the compiled teacher, which has a test of its own. 128 px: from maps of 1x1, as P6 is at 64 px, torch's
-    bfloat16 convolution on the CPU gives the weights a gradient of uninitialised memory."""
+    """Over the first 50 steps, as a whole and in every ten of them. 128 px: from maps of 1x1, as P6 is at 64 px,
+    torch's bfloat16 convolution on the CPU gives the weights a gradient of uninitialised memory."""
     tiny = shorter(tiny, image_px=(128, 128))
     switches = {'amp': 'bf16', 'half_teacher': 'bf16', 'tf32': True, 'channels_last': True, 'fused': True}
+    if shutil.which('g++'):     # else torch.compile cannot be used on the CPU
+        switches['compile_teacher'] = True
     checkpoint = tmp_path / 'teacher.pth'    # one teacher for all, untrained
     torch.manual_seed(0)
     teacher = MODELS.build(config(Run.of('retinanet-teacher', tiny), dataset).model)
     teacher.init_weights()
     weights.write_weights(checkpoint, teacher.state_dict(), {})
-    settings = {'epochs': 3, 'teacher_checkpoint': str(checkpoint)}
+    settings = {'epochs': 13, 'teacher_checkpoint': str(checkpoint)}
     plain, on, *others = (
-        _losses(Run.of('retinanet-amd', tiny, seed, {**settings, **more}), dataset, tmp_path / name, tmp_path)
+        _losses(Run.of('retinanet-amd', tiny, seed, {**settings, **more}), dataset, tmp_path / name, tmp_path)[:50]
         for name, seed, more in (('plain', 0, {}), ('on', 0, switches), ('seed 1', 1, {}), ('seed 2', 2, {})))
-    assert len(plain) == len(on) == 12 and not np.array_equal(plain, on)
-    spread = np.mean([np.abs(other - plain).mean() for other in others])
-    print(f'mean difference: switches {np.abs(on - plain).mean():.4f}, another seed {spread:.4f}')
-    assert np.abs(on - plain).mean() < spread
+    assert len(plain) == len(on) == 50 and not np.array_equal(plain, on)
+    spread = np.mean([np.abs(other - plain) for other in others], axis=0)
+    found = np.abs(on - plain)
+    print('mean difference by ten steps: switches', found.reshape(5, 10).mean(1).round(4), 'another seed',
+          spread.reshape(5, 10).mean(1).round(4))
+    assert found.mean() < spread.mean()
+    assert (found.reshape(5, 10).mean(1) < spread.reshape(5, 10).mean(1)).all()
     assert torch.get_float32_matmul_precision() == 'highest'     # as before the run
 
 
