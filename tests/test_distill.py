@@ -4,6 +4,7 @@ import pytest
 import torch
 from mmdet.registry import MODELS
 from mmengine.optim import build_optim_wrapper
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from amdlib.distill import METHODS, Distiller, NonFiniteLossError, tap
 from amdlib.experiments import Run, config, shorter
@@ -424,3 +425,19 @@ def test_the_names_are_those_of_published_distillation_checkpoints(build, method
     # a published file holds no generator of masks: it loads all the same
     model.load_state_dict({name: torch.zeros_like(model.state_dict()[name]) for name in names})
     assert model.distill_losses[f'loss_{method}_fpn_0'].align.weight.abs().sum() == 0
+
+
+# ---- a GPU that is not there ------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('method, options', [
+    ('fitnet', {}), ('fkd', {}), ('fgd', {}), ('mgd', {}), ('amd', {}), ('amd', {'spatial': 'random'}),
+    ('amd', {'channel': 'none'}), ('amd', {'generation': 'mbconv'}), ('amd', {'channel_position': 'within'})])
+def test_no_tensor_of_a_loss_stays_on_the_cpu(method, options):
+    """torch follows devices and shapes without computing anything; a tensor on another device would be an error."""
+    with FakeTensorMode(allow_non_fake_inputs=False):
+        with torch.device('cuda'):
+            loss = METHODS[method](16, 32, **options)
+            f_s, f_t, boxes = torch.rand(2, 16, 8, 10), torch.rand(2, 32, 8, 10), [torch.rand(3, 4)] * 2
+        assert loss(f_s, f_t, boxes, [(64, 80)] * 2).device.type == 'cuda'
+        with pytest.raises(Exception, match='same device|different devices|device'):
+            loss(f_s, f_t.cpu(), boxes, [(64, 80)] * 2)
