@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
+from amdlib import results
 
 
 class ProcessError(RuntimeError):
@@ -39,7 +39,7 @@ def launch(job, processes: int, folder: Path) -> dict:
     job_file.write_bytes(pickle.dumps(job))
     threads = max(1, len(os.sched_getaffinity(0)) // processes)
     env = {**os.environ, 'OMP_NUM_THREADS': os.environ.get('OMP_NUM_THREADS', str(threads)),
-           'PYTHONPATH': os.pathsep.join([str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])])}
+           'PYTHONPATH': os.pathsep.join([str(results.ROOT), *filter(None, [os.environ.get('PYTHONPATH')])])}
     # --standalone: a free port of its own, so that several such runs can share a machine
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={processes}',
                '-m', 'amdlib.distributed', str(folder)]
@@ -70,15 +70,13 @@ def _files(folder: Path) -> tuple[Path, Path, Path]:
 
 def main(folder: Path) -> int:
     """One process of a run: train, and leave the record (rank 0) or the error (the first process that has one)."""
-    from amdlib import results, train
     job_file, record_file, failure_file = _files(folder)
     rank = int(os.environ['RANK'])
     try:
         end_with(sys.stdin.fileno())
         job = pickle.loads(job_file.read_bytes())
         _join_group(job.cfg)
-        report = train.ProgressReport(job.place, job.run.id) if rank == 0 else None
-        record = train.train_and_test(job, report)
+        record = job.do(reports=rank == 0)
         if rank == 0:
             results.write_json(record_file, record)
         torch.distributed.destroy_process_group()

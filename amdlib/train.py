@@ -6,6 +6,7 @@ import datetime
 import errno
 import functools
 import importlib.util
+import io
 import json
 import logging
 import os
@@ -152,7 +153,17 @@ class QuietRunner(Runner):
         for handler in logger.handlers:
             if type(handler) is logging.StreamHandler:
                 handler.setLevel(logging.WARNING)
+                handler.addFilter(lambda record: 'will be deprecated' not in record.getMessage())   # mmengine's own
         return logger
+
+    @staticmethod
+    def build_dataloader(*args, **kwargs):
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools tells that it reads and indexes
+            return Runner.build_dataloader(*args, **kwargs)
+
+    def build_evaluator(self, evaluator):
+        with contextlib.redirect_stdout(io.StringIO()):
+            return super().build_evaluator(evaluator)
 
     def wrap_model(self, model_wrapper_cfg, model):
         if self.cfg.get('channels_last'):  # a Distiller takes its teacher along; convolutions pass the layout on
@@ -192,6 +203,10 @@ class Job:
 
     def __post_init__(self) -> None:
         self.config_text = self.cfg.pretty_text  # before anything is set that belongs to this machine only
+
+    def do(self, reports: bool) -> dict | None:
+        """`train_and_test` as one process of several, of which the first `reports`."""
+        return train_and_test(self, ProgressReport(self.place, self.run.id) if reports else None)
 
 
 def run_row(run: Run, dataset: data.Dataset, results_dir: Path = results.ROOT / 'results', *, force: bool = False,
