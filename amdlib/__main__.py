@@ -229,8 +229,8 @@ def _values(_arguments) -> None:
 
 def _weights(arguments) -> int:
     from amdlib import zoo
-    from amdlib.experiments import ROWS, Run, find_row
-    runs = [Run.of(find_row(row), 'paper') for row in arguments.rows or ROWS]
+    from amdlib.experiments import ROWS, Run
+    runs = [Run.of(row, 'paper') for row in arguments.rows or ROWS]
     missing = 0
     for url in dict.fromkeys(url for run in runs for one in (run.teacher(), run) if one
                              for url in one.published_files().values()):

@@ -24,7 +24,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 
-from amdlib import KitError, results
+from amdlib import KitError, results, tables
 from amdlib.data import Dataset
 from amdlib.experiments import DRY_RUN, FILE_SETTINGS, Profile, Row, Run, config, own_settings
 from amdlib.train import check_it_fits, float32_products, timestamp
@@ -240,9 +240,9 @@ def write_switches(rows: Iterable[Row], profile: Profile, results_dir: Path, set
     place = results_dir / profile.name
     table.to_csv(place / 'switches.csv', index=False, float_format='%.6g')
     shown = pd.DataFrame([{
-        'row': line.row, 'device': line.device, 'switch': line.switch, 's/step': _number(line.s_per_step, '.3f'),
-        'steps/s, none = 1': _number(line.speed, '.2f'), 'memory, GiB': _number(line.memory_gib, '.1f'), 'by': line.by}
-        for line in table.itertuples()])
+        'row': line.row, 'device': line.device, 'switch': line.switch, 's/step': tables.number(line.s_per_step, '.3f'),
+        'steps/s, none = 1': tables.number(line.speed, '.2f'), 'memory, GiB': tables.number(line.memory_gib),
+        'by': line.by} for line in table.itertuples()])
     about = 'Median of training steps on made images in memory. A switch changes the last digits of every number.'
     (place / 'switches.md').write_text('\n\n'.join([
         f'# Switches for speed, profile {profile.name}', about,
@@ -256,10 +256,6 @@ def _split_switches(text: str) -> tuple[str, str]:
     on = [word for word in words if word.partition('=')[0] in SWITCHES]
     rest = ' '.join(word for word in words if word not in on)
     return (f'all: {", ".join(on)}' if len(on) > 1 else ''.join(on) or 'none'), rest
-
-
-def _number(value: float, form: str) -> str:
-    return '–' if math.isnan(value) else format(value, form)
 
 
 def measure_run(run: Run, dataset: Dataset | None, steps: int) -> dict:

@@ -231,15 +231,16 @@ def run_row(run: Run, dataset: data.Dataset, results_dir: Path = results.ROOT / 
     if (pid := results.training_process(place)) not in (None, os.getpid()):    # an earlier failure of this one is over
         raise TrainingError(f'{run.id}: process {pid} is training it in {place}')
     teacher = None
-    if run.teacher() is not None:
-        record = run_row(run.teacher(), dataset, results_dir, workers=workers, tensorboard=tensorboard, say=say)
-        teacher = _Teacher(run.teacher(), results.run_folder(run.teacher(), dataset, results_dir), record)
+    if (of_teacher := run.teacher()) is not None:
+        record = run_row(of_teacher, dataset, results_dir, workers=workers, tensorboard=tensorboard, say=say)
+        teacher = _Teacher(of_teacher, results.run_folder(of_teacher, dataset, results_dir), record)
     place.mkdir(parents=True, exist_ok=True)
     report = ProgressReport(place, run.id)
     with _failure_told(run, place, report):
         files = run.find_files(say)
-        checked = _check_teacher(run, teacher, dataset, place, files, report, say)
-    job = _job(run, teacher, dataset, place, files, cfg_options, workers, tensorboard)
+        hashes = {key: weights.sha256(path) for key, path in files.items()}
+        checked = _check_teacher(run, teacher, dataset, place, files, hashes, report, say)
+    job = _job(run, teacher, dataset, place, files, hashes, cfg_options, workers, tensorboard)
     checkpoint = None if force else _interrupted(job, resume, say)
     if checkpoint is None:
         _clear(place)
@@ -297,27 +298,27 @@ def _finished(run: Run, dataset: data.Dataset, results_dir: Path, force: bool, s
 
 
 def _check_teacher(run: Run, teacher: _Teacher | None, dataset: data.Dataset, place: Path, files: dict[str, str],
-                   report: ProgressReport, say) -> dict | None:
+                   hashes: dict[str, str], report: ProgressReport, say) -> dict | None:
     """What gate.check finds, for a teacher that was published or given; `run` is its student, or the teacher itself."""
-    file_hashes = teacher.record['files'] if teacher else {key: weights.sha256(path) for key, path in files.items()}
-    if 'checkpoint' not in file_hashes:
+    if teacher:
+        run, place, checkpoint, hashes = teacher.run, teacher.place, teacher.weights, teacher.record['files']
+    else:
+        checkpoint = files.get('checkpoint')
+    if 'checkpoint' not in hashes:
         return None
-    judged, its_place, checkpoint = (teacher.run, teacher.place, teacher.weights) if teacher else (
-        run, place, files['checkpoint'])
-    return gate.check(judged, dataset, its_place, checkpoint, file_hashes['checkpoint'],
+    return gate.check(run, dataset, place, checkpoint, hashes['checkpoint'],
                       functools.partial(evaluate, report=report), say)
 
 
 def _job(run: Run, teacher: _Teacher | None, dataset: data.Dataset, place: Path, files: dict[str, str],
-         cfg_options: dict | None, workers: int | None, tensorboard: bool) -> Job:
+         hashes: dict[str, str], cfg_options: dict | None, workers: int | None, tensorboard: bool) -> Job:
     cfg = config(run, dataset, place / 'mmengine', teacher and teacher.weights)
     if cfg_options:
         cfg.merge_from_dict(cfg_options)
     if workers is not None:
         _set_workers(cfg, workers)
     made_with = {
-        'settings_hash': results.settings_hash(cfg),
-        'files': {key: weights.sha256(path) for key, path in files.items()},
+        'settings_hash': results.settings_hash(cfg), 'files': hashes,
         'code_fingerprint': results.code_fingerprint(run),
         'data': {'name': dataset.name, 'fingerprint': dataset.fingerprint, 'notes': list(dataset.notes)},
         'teacher': teacher and {'id': teacher.run.id, 'weights_sha256': weights.sha256(teacher.weights)},
