@@ -1,5 +1,8 @@
-"""What several test modules share: a tiny mini set, a tiny profile, one batch and one training step."""
+"""What several test modules share: a tiny made set, a tiny profile, their store, one batch and one training step."""
+import logging
 import warnings
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,36 +11,59 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 
-import amdlib.distill
-import amdlib.train  # noqa: F401  (both register with mmdet)
-from amdlib import data
-from amdlib.experiments import PROFILES, Network, shorter
+import amdlib.engine  # noqa: F401  (registers with mmdet)
+from amdlib.datasets import prepare
+from amdlib.datasets.formats.shapes import ShapesSpec
+from amdlib.files import ROOT
+from amdlib.paper.profiles import PROFILES, Network
+from amdlib.runs.store import Store
+from amdlib.words import log
 
+SHARED = ROOT.parent / 'shared'     # paper, data and cluster; not part of the repository
 torch.set_num_threads(1)
+
+
+def shared(name: str) -> Path:
+    """A file or folder of the shared material; the test is skipped where it is absent."""
+    if not (SHARED / name).exists():
+        pytest.skip(f'no shared/{name} beside the repository')
+    return SHARED / name
 
 
 @pytest.fixture(autouse=True)
 def _quiet():
-    """mmdet's types are found by their bare names; neither mmengine's log nor others' deprecations fill the output."""
+    """mmdet's types are found by their bare names; neither mmengine's log nor others' deprecations fill the output.
+
+    What the kit says is there for caplog, whoever has shown it before.
+    """
     init_default_scope('mmdet')
     MMLogger.get_current_instance().setLevel('ERROR')
+    log.handlers.clear()
+    log.propagate = True
+    log.setLevel(logging.INFO)
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', module='mmengine|mmdet|mmcv|torch')
+        warnings.filterwarnings('ignore', message='pkg_resources is deprecated')
         yield
 
 
 @pytest.fixture(scope='session')
 def dataset(tmp_path_factory):
-    """A mini set of 8 training and 4 test images."""
-    shapes = data.ShapesSpec(train_images=8, test_images=4)
-    return data.prepare('mini', cache=tmp_path_factory.mktemp('data'), log=lambda *_: None, shapes=shapes)
+    """A made set of 8 training and 4 test images."""
+    return prepare('shapes', cache=tmp_path_factory.mktemp('data'), shapes=ShapesSpec(train_images=8, test_images=4))
 
 
 @pytest.fixture(scope='session')
 def tiny():
     """The profile `mini` with 64x64 images, the narrowest networks and one epoch: a step takes a tenth of a second."""
-    return shorter(PROFILES['mini'], image_px=(64, 64), batch_size=2, epochs={'student': 1}, student=Network(18, 8),
+    return replace(PROFILES['mini'], image_px=(64, 64), batch_size=2, epochs={'student': 1}, student=Network(18, 8),
                    teacher=Network(18, 16), neck_channels=64, head_convs=1, fc_channels=16, proposals=20, workers=0)
+
+
+@pytest.fixture
+def store(tiny, dataset, tmp_path):
+    """An empty store of the tiny profile."""
+    return Store(tiny, dataset, tmp_path / 'results')
 
 
 @pytest.fixture(scope='session')

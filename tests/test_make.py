@@ -9,24 +9,31 @@ import sys
 import tomllib
 from pathlib import Path
 
-import papermill
 import pytest
 from packaging.requirements import Requirement
 from packaging.version import Version
+from setuptools import find_packages
 
-from amdlib.__main__ import _parser
-from amdlib.experiments import read_settings
-from amdlib.targets import TARGETS
+from amdlib.arguments import numbers, settings
+from amdlib.cli import parser
+from amdlib.runs.targets import TARGETS
 
 ROOT = Path(__file__).parents[1]
 MAKEFILE = (ROOT / 'Makefile').read_text()
 README = (ROOT / 'README.md').read_text()
 PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
-PHONY = re.search(r'^\.PHONY: ((?:.*\\\n)*.*)$', MAKEFILE, re.MULTILINE).group(1).replace('\\', '').split()
+
+
+def listed(name):
+    """The words of one of the Makefile's lists."""
+    found = re.search(rf'^{name}:? *:?=? *((?:.*\\\n)*.*)$', MAKEFILE, re.MULTILINE).group(1)
+    return found.replace('\\', '').split()
+
+
 PICTURED = [name for name in TARGETS if name.startswith(('table', 'fig'))]      # what the paper shows
-VARIABLES = sorted({name for name in re.findall(r'\$\(([A-Z][A-Z_]+)\)', MAKEFILE) if not name.startswith('AMD_')}
-                   - {'PY', 'SETUP', 'AMDLIB', 'WHERE', 'SET', 'OWN', 'RECIPE', 'REPRODUCE',
-                      'MAKEFILE_LIST'})    # its own
+PHONY = [name for name in listed('.PHONY') if name != 'always']
+GOALS = [*PHONY, *(f'reproduce-{name}' for name in PICTURED)]
+VARIABLES = listed('KNOWN')
 pytestmark = pytest.mark.skipif(shutil.which('make') is None, reason='no make here')
 
 
@@ -52,23 +59,27 @@ def test_help_is_the_default_and_explains_every_target_and_variable(words):
     told = make(*words)
     assert told.returncode == 0
     targets, _, variables = told.stdout.partition('\nVariables')
-    for target in PHONY:
-        assert re.search(rf'^  {target}  +\w.*', targets, re.MULTILINE), target
-    for variable in VARIABLES:
-        assert re.search(rf'^  {variable}  +\w.*', variables, re.MULTILINE), variable
+    assert sorted(re.findall(r'^  (\S+)  +\w.*', targets, re.MULTILINE)) == sorted(GOALS)
+    assert re.findall(r'^  (\S+)  +\w.*', variables, re.MULTILINE) == VARIABLES
 
 
 def test_every_target_is_phony_and_has_a_recipe():
     assert set(re.findall(r'^([a-z0-9-]+):', MAKEFILE, re.MULTILINE)) == set(PHONY)
 
 
-@pytest.mark.parametrize('target', PHONY)
+def test_every_known_variable_is_used():
+    recipes = MAKEFILE.partition('\nunexport')[2] + MAKEFILE.partition('\n#?')[0]
+    assert [name for name in VARIABLES if not re.search(rf'(call \w+,|value |\$\(){name}\b', recipes)] == []
+
+
+@pytest.mark.parametrize('target', GOALS)
 def test_every_target_can_be_planned(target):
     shown = make('-n', target)
-    assert shown.returncode == 0 and shown.stdout.strip(), shown.stderr
+    assert shown.returncode == 0, shown.stderr
+    assert shown.stdout.strip()
 
 
-@pytest.mark.parametrize('target', sorted(set(PHONY) - {'help', 'setup', 'lock', 'clean'}))
+@pytest.mark.parametrize('target', sorted(set(GOALS) - {'help', 'setup', 'lock', 'clean'}))
 def test_every_target_sets_up_first(target, tmp_path):
     shown = make('-n', target, f'VENV={tmp_path}/venv').stdout
     assert f'{tmp_path}/venv/bin/python -m pip install' in shown
@@ -76,46 +87,77 @@ def test_every_target_sets_up_first(target, tmp_path):
         assert flag in shown
 
 
-def test_every_table_and_figure_has_a_target():
-    assert {target for target in PHONY if target.startswith('reproduce-')} == {
-        *(f'reproduce-{name}' for name in PICTURED), 'reproduce-all'}
-    assert PICTURED == ['table1', 'table2', 'table3', 'table4', 'table5', 'table6', 'fig1', 'fig3', 'fig4']
-
-
 @pytest.mark.parametrize('name', PICTURED)
 def test_reproduce_passes_nothing_on_but_the_profile_when_nothing_is_given(name):
-    assert planned(f'reproduce-{name}') == ['reproduce', name, '--profile', 'mini']
+    assert planned(f'reproduce-{name}') == ['reproduce', name, '--profile=mini']
 
 
 def test_sweep_phi_is_figure_4_with_values():
-    assert planned('sweep-phi') == ['reproduce', 'fig4', '--profile', 'mini']
-    assert planned('sweep-phi', 'PHI=0.5  1.0 ', 'GROUP=retinanet') == [
-        'reproduce', 'fig4', '--profile', 'mini', '--set', 'group=retinanet', '--set', 'values=0.5 1.0']
+    assert planned('sweep-phi') == ['reproduce', 'fig4', '--profile=mini']
+    assert planned('sweep-phi', 'VALUES=0.5  1.0 ', 'GROUP=retinanet') == [
+        'reproduce', 'fig4', '--profile=mini', '--group=retinanet', '--values=0.5  1.0 ']
 
 
-GIVEN = ('PROFILE=small', 'DATA=a folder/bccd', 'GROUP=retinanet', 'SEEDS=0 1  2', 'EPOCHS=2', 'DEVICE=cuda:1',
-         'JOBS=3', 'FORCE=1', 'BACKBONE=r18.pth', 'TEACHER_BACKBONE=r50.pth', 'TEACHER=a folder/x.pth', 'PHI=0.5 0.7',
-         'SETTINGS=batch_size=4 amp=True')
-PARAMETERS = {'group': 'retinanet', 'seeds': '0 1 2', 'device': 'cuda:1', 'jobs': '3', 'force': 'True',
-              'values': '0.5 0.7', 'settings': "'epochs=2' 'backbone=r18.pth' 'teacher_backbone=r50.pth' "
-                          "'teacher_checkpoint=a folder/x.pth' batch_size=4 amp=True"}
+def parsed(target, *words):
+    return parser().parse_args(planned(target, *words))
 
 
-@pytest.mark.parametrize('target, wanted', [
+ASKED = ('PROFILE=small', 'DATA=a folder/bccd', 'GROUP=retinanet', 'SEEDS=0 1  2', 'VALUES=0.5 0.7',
+         "SETTINGS=epochs=2 'backbone=a folder/x.pth' amp=True", 'METHOD=a folder/own.py:Own')
+HOW = ('DEVICE=cuda:1', 'JOBS=3', 'FORCE=1', 'WEIGHTS=a folder', 'MIRRORS=https://one two', 'WORKERS=2',
+       'TENSORBOARD=1', 'SKIP_TEACHER_CHECK=1')
+
+
+@pytest.mark.parametrize(('target', 'wanted'), [
     ('reproduce-table1', ['table1']), ('sweep-phi', ['fig4']), ('reproduce-fig4', ['fig4']), ('status', [])])
 def test_every_variable_is_passed_on(target, wanted):
-    parsed = _parser().parse_args(planned(target, *GIVEN))
-    assert (parsed.targets, parsed.profile, parsed.data) == (wanted, 'small', 'a folder/bccd')
-    assert read_settings(parsed.settings) == PARAMETERS
-    assert read_settings(PARAMETERS['settings']) == {
-        'epochs': '2', 'backbone': 'r18.pth', 'teacher_backbone': 'r50.pth', 'teacher_checkpoint': 'a folder/x.pth',
-        'batch_size': '4', 'amp': 'True'}
+    given = parsed(target, *ASKED, *HOW)
+    assert (given.targets, given.profile, given.data, given.group) == (wanted, 'small', 'a folder/bccd', 'retinanet')
+    assert (numbers(given.seeds), numbers(given.values)) == ([0, 1, 2], [0.5, 0.7])
+    assert settings(given) == {'epochs': 2, 'backbone': 'a folder/x.pth', 'amp': True}
+    assert given.methods == ['a folder/own.py:Own']
+    if target != 'status':
+        assert (given.device, given.jobs, given.force, given.weights) == ('cuda:1', 3, True, 'a folder')
+        assert (given.mirrors, given.workers) == (['https://one two'], 2)
+        assert given.tensorboard
+        assert given.skip_teacher_check
 
 
-def test_every_variable_that_is_passed_on_is_known_to_a_notebook():
-    known = papermill.inspect_notebook(str(ROOT / 'notebooks' / 'fig4.ipynb'))
-    assert set(PARAMETERS) <= set(known)
-    assert set(PARAMETERS) - {'values'} <= set(papermill.inspect_notebook(str(ROOT / 'notebooks' / 'table1.ipynb')))
+HOSTILE = ["a'b", '"; touch harm; "', '`touch harm`', '$(touch harm)', '$(shell touch harm)', '$HOME', 'a;touch harm',
+           "'; touch harm; '", 'a\\', '-x', '--force', '#a', 'a, b', '(c)', '$$', '%', '*', '~', '!!', '|touch harm',
+           '> harm', 'a ', '{1..3}', '$(error harm)']
+
+
+@pytest.mark.parametrize('value', HOSTILE)
+def test_a_value_reaches_the_program_as_it_is(pretended, value):
+    """Neither make nor the shell looks into it; on make's command line and from the environment."""
+    words = ['--profile=mini', f'--data={value}', f'--settings={value}', f'--method={value}']
+    given = {name: value for name in ('DATA', 'SETTINGS', 'METHOD')}
+    assert pretended('reproduce-table1', *(f'{name}={text}' for name, text in given.items())) == (
+        0, [['-m', 'amdlib', 'reproduce', 'table1', *words]])
+    pretended.folder.joinpath('asked').unlink()
+    assert pretended('reproduce-table1', **given) == (0, [['-m', 'amdlib', 'reproduce', 'table1', *words]])
+    assert pretended('export', f'RUN={value}')[1][-1] == ['-m', 'amdlib', 'export', '--profile=mini', '--', value]
+    assert not (pretended.folder / 'harm').exists()
+
+
+def test_words_for_jupyter_lab_are_single_words(pretended):
+    assert pretended('lab', 'LAB=--port 8889 $(touch harm) a;b') == (
+        0, [['-m', 'amdlib', 'lab', '--', '--port', '8889', '$(touch', 'harm)', 'a;b']])
+
+
+@pytest.mark.parametrize('words', [('reproduce-table1', 'EPOCH=1'), ('help', 'phi=1'), ('status', 'PHI=1')])
+def test_an_unknown_variable_is_an_error_that_names_the_known_ones(words):
+    told = make(*words)
+    assert told.returncode == 2
+    assert told.stdout == ''
+    assert f'unknown variable {words[1].partition("=")[0]}; known are: {" ".join(VARIABLES)}' in told.stderr
+
+
+def test_a_line_break_in_a_value_is_refused():
+    told = make('-n', 'status', 'DATA=a\nb')
+    assert told.returncode == 2
+    assert 'DATA has a line break' in told.stderr
 
 
 @pytest.fixture
@@ -126,66 +168,75 @@ def pretended(tmp_path):
         (tmp_path / name).touch()
     python = tmp_path / '.venv' / 'bin' / 'python'
     python.parent.mkdir(parents=True)
-    python.write_text('#!/bin/sh\necho "$@" >> asked\n[ "$3" != "$FAILING" ] || exit 3\n')
+    python.write_text(f'#!{sys.executable}\nimport json, os, sys\nprint(json.dumps(sys.argv[1:]), file=open("asked", '
+                      '"a"))\nsys.exit(3 if sys.argv[3] == os.environ["FAILING"] else 0)\n')
     python.chmod(0o755)
     (tmp_path / '.venv' / '.setup-done').touch()
 
-    def call(*words, failing=''):
+    def call(*words, failing='', **environment):
         ended = subprocess.run(['make', '--no-print-directory', *words], cwd=tmp_path, capture_output=True, text=True,
-                               timeout=60, env={'PATH': os.environ['PATH'], 'FAILING': failing})
-        return ended.returncode, (tmp_path / 'asked').read_text().splitlines()
+                               timeout=60, env={'PATH': os.environ['PATH'], 'FAILING': failing, **environment})
+        assert (tmp_path / 'asked').is_file(), ended.stderr
+        return ended.returncode, [json.loads(line) for line in (tmp_path / 'asked').read_text().splitlines()]
+    call.folder = tmp_path
     return call
 
 
 def test_reproduce_all_makes_everything_and_then_the_report(pretended):
     assert pretended('reproduce-all', 'PROFILE=small', 'DATA=d', 'GROUP=retinanet') == (0, [
-        '-m amdlib reproduce all --profile small --data d --set group=retinanet',
-        '-m amdlib report --profile small --data d'])
+        ['-m', 'amdlib', 'reproduce', 'all', '--profile=small', '--data=d', '--group=retinanet'],
+        ['-m', 'amdlib', 'report', '--profile=small', '--data=d']])
 
 
 @pytest.mark.parametrize('failing', ['reproduce', 'report'])
 def test_reproduce_all_reports_what_there_is_after_a_failure_and_fails(pretended, failing):
     status, asked = pretended('reproduce-all', failing=failing)
     assert status == 2      # make's own, of a recipe that failed
-    assert [line.split()[2] for line in asked] == ['reproduce', 'report']
+    assert [words[2] for words in asked] == ['reproduce', 'report']
 
 
 def test_a_failed_target_fails(pretended):
-    assert pretended('reproduce-table3', failing='reproduce') == (2, ['-m amdlib reproduce table3 --profile mini'])
+    assert pretended('reproduce-table3', failing='reproduce') == (
+        2, [['-m', 'amdlib', 'reproduce', 'table3', '--profile=mini']])
 
 
-@pytest.mark.parametrize('seeds, passed', [('0', '0'), ('0 1', '0 1'), ('0,1,2', '0,1,2'), (' 4  5 ', '4 5')])
-def test_seeds_with_spaces_or_commas(seeds, passed):
-    assert planned('reproduce-table1', f'SEEDS={seeds}')[-2:] == ['--set', f'seeds={passed}']
+@pytest.mark.parametrize(('text', 'wanted'), [('0', [0]), ('0 1', [0, 1]), ('0,1,2', [0, 1, 2]), (' 4  5 ', [4, 5])])
+def test_seeds_with_spaces_or_commas(text, wanted):
+    assert numbers(parsed('reproduce-table1', f'SEEDS={text}').seeds) == wanted
 
 
 @pytest.mark.parametrize('force', ['0', ''])
 def test_force_0_is_no_force(force):
-    assert '--set' not in planned('reproduce-table1', f'FORCE={force}')
+    assert not parsed('reproduce-table1', f'FORCE={force}').force
 
 
 def test_variables_may_come_from_the_environment():
     shown = make('-n', 'reproduce-table1', GROUP='reppoints', PROFILE='paper').stdout
-    assert '--profile paper' in shown and '--set "group=reppoints"' in shown
+    assert "--profile='paper'" in shown
+    assert "--group='reppoints'" in shown
 
 
-@pytest.mark.parametrize('target, words', [
-    ('doctor', ['doctor']), ('list', ['list']), ('weights', ['weights']),
-    ('data', ['data', '--profile', 'small', '--data', 'x y']),
-    ('status', ['status', '--profile', 'small', '--data', 'x y']),
-    ('report', ['report', '--profile', 'small', '--data', 'x y'])])
+@pytest.mark.parametrize(('target', 'words'), [
+    ('doctor', ['doctor']), ('list', ['list']), ('weights', ['weights']), ('attest', ['attest', '--']),
+    ('data', ['data', '--profile=small', '--data=x y']), ('status', ['status', '--profile=small', '--data=x y']),
+    ('report', ['report', '--profile=small', '--data=x y'])])
 def test_other_targets_of_the_command_line(target, words):
-    found = planned(target, *(['PROFILE=small', 'DATA=x y'] if '--profile' in words else []))
+    found = planned(target, *(['PROFILE=small', 'DATA=x y'] if '--profile=small' in words else []))
     assert found == words
-    _parser().parse_args(found)
+    parser().parse_args(found)
+
+
+def test_a_notebook_takes_settings():
+    given = parsed('notebook', 'NAME=explore_masks', 'SETTINGS=epochs=2 amp=bf16', 'DEVICE=cpu')
+    assert (given.name, given.set, given.device) == ('explore_masks', ['settings=epochs=2 amp=bf16'], 'cpu')
 
 
 def test_cost_takes_the_recipe_of_the_runs():
-    parsed = _parser().parse_args(planned('cost', 'PROFILE=paper', 'GPUS=8', 'AMP=bf16', 'TEACHER=a b/x.pth',
-                                          'SETTINGS=tf32=True fused=True', 'MEASURE=1', 'SWITCHES=1', 'DEVICE=cpu'))
-    assert read_settings(parsed.settings) == {'gpus': '8', 'amp': 'bf16', 'tf32': 'True', 'fused': 'True'}
-    assert (parsed.measure, parsed.switches, parsed.device, parsed.data) == (True, True, 'cpu', None)
-    assert planned('cost') == ['cost', '--profile', 'mini']
+    given = parsed('cost', 'PROFILE=paper', 'SETTINGS=gpus=8 amp=bf16 tf32=True', 'MEASURE=1', 'SWITCHES=1',
+                   'DEVICE=cpu')
+    assert settings(given) == {'gpus': 8, 'amp': 'bf16', 'tf32': True}
+    assert (given.measure, given.switches, given.device, given.data) == (True, True, 'cpu', None)
+    assert planned('cost') == ['cost', '--profile=mini']
 
 
 def test_an_old_python_is_told_what_is_needed(tmp_path):
@@ -194,13 +245,16 @@ def test_an_old_python_is_told_what_is_needed(tmp_path):
     old.write_text(f'#!/bin/sh\nexec "{sys.executable}" -c "{older}" "$2"\n')
     old.chmod(0o755)
     told = make('setup', f'PYTHON={old}', f'VENV={tmp_path}/venv')
-    assert told.returncode != 0 and not (tmp_path / 'venv').exists()
+    assert told.returncode != 0
+    assert not (tmp_path / 'venv').exists()
     assert f'error: {old} is Python 3.9; the kit needs 3.11 or newer: make setup PYTHON=' in told.stderr
 
 
 def test_an_unknown_python_is_named(tmp_path):
     told = make('setup', 'PYTHON=python9.99', f'VENV={tmp_path}/venv')
-    assert told.returncode != 0 and 'python9.99' in told.stderr and not (tmp_path / 'venv').exists()
+    assert told.returncode != 0
+    assert 'python9.99' in told.stderr
+    assert not (tmp_path / 'venv').exists()
 
 
 # ---- environment ------------------------------------------------------------------------------------------------
@@ -223,7 +277,8 @@ def test_the_lock_pins_every_package_with_hashes():
         for requirement, hashes in entries:
             assert re.fullmatch(r'==[\w.+!]+', str(requirement.specifier)), name
             assert requirement.url is None, name
-            assert hashes and all(re.fullmatch(r'sha256:[0-9a-f]{64}', one.strip()) for one in hashes), name
+            assert hashes, name
+            assert all(re.fullmatch(r'sha256:[0-9a-f]{64}', one.strip()) for one in hashes), name
 
 
 def test_the_lock_names_no_index_file_or_url():
@@ -245,6 +300,16 @@ def test_the_lock_holds_what_the_kit_needs_at_versions_it_allows():
     assert 'opencv-python' not in locked   # it needs libGL; the headless build does not
 
 
+def test_the_package_holds_every_folder_and_the_templates():
+    tool = tomllib.loads((ROOT / 'pyproject.toml').read_text())['tool']['setuptools']
+    found = find_packages(ROOT, **tool['packages']['find'])
+    folders = {path.parent for path in (ROOT / 'amdlib').rglob('*.py')}
+    assert set(found) == {'.'.join(folder.relative_to(ROOT).parts) for folder in folders}
+    others = {path for path in (ROOT / 'amdlib').rglob('*.*') if path.is_file() and path.suffix not in ('.py', '.pyc')}
+    assert others == {path for name, patterns in tool['package-data'].items() for pattern in patterns
+                      for path in ROOT.joinpath(*name.split('.')).glob(pattern)}
+
+
 def test_conda_has_the_interpreter_and_leaves_the_pins_to_the_lock():
     text = (ROOT / 'environment.yml').read_text()
     packages = re.findall(r'^  - (\S+)$', text, re.MULTILINE)
@@ -261,7 +326,8 @@ def test_a_conda_environment_is_used_and_not_replaced(tmp_path):
 
 def test_ci_runs_the_readmes_test_command():
     script = ROOT / '.ci' / 'run'
-    assert os.access(script, os.X_OK) and 'set -euo pipefail' in script.read_text()
+    assert os.access(script, os.X_OK)
+    assert 'set -euo pipefail' in script.read_text()
     assert script.read_text().splitlines()[-1] == 'make test'
     assert subprocess.run(['bash', '-n', str(script)]).returncode == 0
 
@@ -278,17 +344,17 @@ def _commands(text):
 def test_every_make_command_of_the_readme_exists():
     found = [line.split() for line in _commands(README) if line.startswith('make ')]
     assert {'reproduce-table1', 'test', 'help', 'list'} <= {words[1] for words in found}
-    for _, target, *settings in found:
-        assert target in PHONY
-        names = {setting.partition('=')[0] for setting in settings if '=' in setting}
+    for _, target, *words in found:
+        assert target in GOALS
+        names = {word.partition('=')[0] for word in words if '=' in word}
         assert names <= set(VARIABLES), names
 
 
 def test_every_variable_that_the_readme_names_exists():
     named = {name for text in _commands(README) for name in re.findall(r'^([A-Z_]{4,})(?:=|$)', text)}
-    assert {'FORCE', 'SEEDS', 'WEIGHTS', 'GPUS', 'ACCUMULATE'} <= named
+    assert {'FORCE', 'SEEDS', 'WEIGHTS', 'SETTINGS', 'METHOD'} <= named
     # words in capitals that are no variables of make
-    others = {'BCCD', 'COCO', 'PROFILES', 'WEIGHT_EXPONENTS', 'AMD_CACHE'}
+    others = {'BCCD', 'COCO', 'PROFILES', 'WEIGHT_EXPONENTS', 'PUBLISHED'}
     assert named - others <= set(VARIABLES), named - set(VARIABLES)
 
 
@@ -299,11 +365,11 @@ def test_every_command_of_the_command_line_in_the_readme_exists(capsys):
     assert {'list', 'show', 'run', 'data', 'table', 'notebook', 'doctor'} <= set(commands)
     for command in commands:
         with pytest.raises(SystemExit) as ended:
-            _parser().parse_args([command, '--help'])
+            parser().parse_args([command, '--help'])
         assert ended.value.code == 0
     for flag in re.findall(r'`(--[a-z-]+)`', sentence):
         with pytest.raises(SystemExit):
-            _parser().parse_args(['run', '--help'])
+            parser().parse_args(['run', '--help'])
         assert flag in capsys.readouterr().out
 
 
@@ -314,14 +380,15 @@ def test_every_file_that_the_readme_lists_exists():
     assert len(named) >= 15
     for name in named:
         assert any((ROOT / folder / name).exists() for folder in ('', 'amdlib', 'notebooks')), name
-    listed = {Path(name).name for name in named}
-    assert {path.name for path in (ROOT / 'amdlib').glob('*.py')} - {'__init__.py'} <= listed   # and every module is
-    assert {path.name for path in (ROOT / 'notebooks').glob('*.ipynb')} <= listed
+    told = {Path(name).name for name in named}
+    modules = {path.name for path in (ROOT / 'amdlib').glob('*.py')} - {'__init__.py', '__main__.py'}
+    folders = {path.parent.name for path in (ROOT / 'amdlib').glob('*/__init__.py')}
+    assert modules | folders | {path.name for path in (ROOT / 'notebooks').glob('*.ipynb')} <= told
 
 
 def test_every_place_that_the_readmes_table_of_deviations_names_exists():
     table = README.partition('\n## Assumptions and deviations\n')[2].partition('\n## ')[0]
-    source = '\n'.join(path.read_text() for path in (ROOT / 'amdlib').glob('*.py'))
+    source = '\n'.join(path.read_text() for path in (ROOT / 'amdlib').rglob('*.py'))
     for line in [line for line in table.splitlines() if line.startswith('| ')][1:]:
         for name in re.findall(r'`([^`]+)`', line.split('|')[4]):
             assert (ROOT / 'amdlib' / name).exists() or re.search(rf'\b{name}\b', source), name

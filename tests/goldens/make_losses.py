@@ -166,14 +166,14 @@ def main(folder, output):
         module = public.FGD(c_s, c, case, **weights)
         f_s, f_t = features(2, c_s, c, 13, 20, seed)
         run(case, module, dict(student_channels=c_s, teacher_channels=c, **weights), f_s, f_t,
-            lambda s, t: module(s, t, image_boxes, metas), arrays, about, image_boxes)
+            lambda s, t, module=module, boxes=image_boxes: module(s, t, boxes, metas), arrays, about, image_boxes)
     torch.set_default_dtype(torch.float32)
 
     for case, c_s, ratio in (('mgd_align', 4, 0.65), ('mgd_identity', 6, 0.45)):
         module = public.MGD(c_s, 6, case, alpha_mgd=2e-5, lambda_mgd=ratio)
         f_s, f_t = features(2, c_s, 6, 9, 12, c_s)
 
-        def call(s, t):
+        def call(s, t, module=module):
             torch.manual_seed(5)
             return module(s, t)
         run(case, module, dict(student_channels=c_s, teacher_channels=6, alpha_mgd=2e-5, lambda_mgd=ratio, seed=5),

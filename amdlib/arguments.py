@@ -1,0 +1,121 @@
+"""Arguments that commands share, and how they become values: settings, seeds, the store with its means."""
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TextIO
+
+from amdlib.errors import SettingError
+from amdlib.words import show_log
+
+if TYPE_CHECKING:
+    from amdlib.runs.store import Store
+    from amdlib.weights.published import Sources
+
+Words = argparse.Namespace
+
+
+def arg(*flags: str, **options: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """What argparse's add_argument takes."""
+    return flags, options
+
+
+RESULTS = arg('--results', metavar='DIR', help='default: results/')
+WHERE = (arg('--profile', default='mini', help='mini (default), small or paper'),
+         arg('--data', metavar='DIR', help='data set folder, for the profiles small and paper (and dryrun)'), RESULTS)
+SETTINGS = (
+    arg('--set', action='append', default=[], metavar='KEY=VALUE',
+        help='epochs, batch_size, lr (taken as it is, not scaled), accumulate (steps an update), gpus, a switch for '
+             'speed (amp and half_teacher: bf16 or fp16; tf32, channels_last, fused, compile_teacher: True), a weight '
+             "file (backbone, teacher_backbone, teacher_checkpoint), or, for one row, an option of the method such as "
+             "phi; repeatable, part of the run's name"),
+    arg('--settings', default='', metavar='TEXT', help='several of them in one text, quoted as in a shell'))
+SEED = arg('--seed', type=int, default=0, help='default 0')
+SEEDS = arg('--seeds', nargs='+', default=['0'], metavar='N', help='of the students, such as 0 1 2; default 0')
+METHODS = arg('--method', action='append', default=[], metavar='FILE.py:CLASS', dest='methods',
+              help='a loss of your own as a line more of each table; repeatable')
+GROUP = arg('--group', help='only this detector pair: retinanet, reppoints or faster_rcnn')
+FORCE = arg('--force', action='store_true', help='train again what is done')
+DEVICE = arg('--device', help='cpu, cuda or cuda:N; default: a GPU where there is one')
+JOBS = arg('--jobs', type=int, metavar='N', help='runs at once; default: one a GPU, or one a core (four at most)')
+PUBLISHED = (
+    arg('--weights', metavar='DIR', help='folder with published weights, for the profile paper (several as in PATH)'),
+    arg('--mirrors', nargs='+', default=[], metavar='WHERE',
+        help='addresses or folders to look for published weights before their home'),
+    arg('--cache', metavar='DIR', help='where fetched weights are kept; default: data/weights/'))
+MEANS = (DEVICE, *PUBLISHED,
+         arg('--workers', type=int, metavar='N', help='processes that load pictures, a GPU; changes no number'),
+         arg('--tensorboard', action='store_true', help="write what is logged into tensorboard/ of a run's folder too"),
+         arg('--teacher-check-images', type=int, metavar='N',
+             help="images on which a published teacher's mAP is checked before training; default 300"),
+         arg('--skip-teacher-check', action='store_true', help='train whatever the teacher is like'))
+OF_TARGETS = (*WHERE, GROUP, SEEDS, arg('--values', nargs='+', default=[], metavar='X', help='of the sweep in fig4'),
+              *SETTINGS, METHODS)
+
+
+def settings(given: Words) -> dict[str, Any]:
+    """--set and --settings as values by name. Errors: SettingError."""
+    from amdlib.runs.recipe import parse
+    return {**parse(given.settings), **parse(given.set)}
+
+
+def numbers(words: list[str]) -> list[Any]:
+    """'0 1', '0,1' or several words as values."""
+    from amdlib.runs.recipe import numbers
+    return numbers(' '.join(words))
+
+
+def seeds(given: Words) -> tuple[int, ...]:
+    """--seeds. Errors: SettingError for what is no number."""
+    found = tuple(numbers(given.seeds))
+    if not found or not all(isinstance(seed, int) for seed in found):
+        raise SettingError(f'seeds {" ".join(given.seeds)!r}: expected numbers, such as 0 1 2')
+    return found
+
+
+def sources(given: Words) -> Sources:
+    """--weights, --mirrors and --cache."""
+    from amdlib.weights.published import Sources
+    return Sources.of(given.weights, ' '.join(given.mirrors), given.cache)
+
+
+def means(given: Words) -> dict[str, Any]:
+    """What is given of `Means`."""
+    found = {name: getattr(given, name, None) for name in ('device', 'jobs', 'workers', 'tensorboard')}
+    found['teacher_check_images'] = 0 if getattr(given, 'skip_teacher_check', False) else getattr(
+        given, 'teacher_check_images', None)
+    if hasattr(given, 'mirrors'):
+        found['sources'] = sources(given)
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def store(given: Words, stream: TextIO | None = None) -> Store:
+    """The store that is meant, its device chosen; what is said of its data goes to standard error or `stream`."""
+    from amdlib.runs.store import open_store
+    show_log(stream or sys.stderr)
+    found = open_store(given.profile, given.data, given.results, **means(given))
+    show_log()
+    return _seen(found)
+
+
+def store_for_plans(given: Words) -> Store:
+    """The same; at the profile paper without --data, one whose data set is None: COCO 2017, wherever it is."""
+    from amdlib.files import ROOT
+    from amdlib.paper.profiles import find_profile
+    from amdlib.runs.recipe import Means
+    from amdlib.runs.store import Store
+    profile = find_profile(given.profile)
+    if not profile.published or given.data:
+        return store(given)
+    results = Path(given.results).absolute() if given.results else ROOT / 'results'
+    return _seen(Store(profile, None, results, Means.from_dict(means(given))))
+
+
+def _seen(found: Store) -> Store:
+    """Where a device is named, this process and those that it starts see no other."""
+    if found.means.device is None:
+        return found
+    from amdlib.runs.device import choose_device
+    choose_device(found.means.device)
+    return found.with_means(device=found.means.device.partition(':')[0])    # the N-th is the only one now

@@ -1,0 +1,111 @@
+"""A data set as the rest of the kit sees it, and the COCO files that it consists of."""
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from amdlib import files
+from amdlib.errors import DataError
+
+BAR_FROM = 500   # images; fewer are done before a bar could be read
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Two COCO files, two image folders and a fingerprint."""
+    name: str                 # the folder's name in lower case; part of results' paths
+    train_ann: Path           # COCO JSON
+    train_images: Path
+    test_ann: Path            # the split that is reported
+    test_images: Path
+    classes: tuple[str, ...]  # in the order of category ids
+    fingerprint: str          # 16 hex digits over annotations and images; the same wherever the set lies
+    notes: tuple[str, ...]    # what a reader of the results must know
+
+    def to_dict(self) -> dict:
+        """As JSON can hold it, for a job file."""
+        return {key: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+                for key, value in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict) -> Dataset:
+        """What `to_dict` gave."""
+        paths = {key: Path(values[key]) for key in ('train_ann', 'train_images', 'test_ann', 'test_images')}
+        return cls(**{**values, **paths, 'classes': tuple(values['classes']), 'notes': tuple(values['notes'])})
+
+
+def coco_images(ann_file: str | Path) -> list[dict]:
+    """The images of a COCO file."""
+    return json.loads(Path(ann_file).read_text())['images']
+
+
+def read_coco(ann: Path) -> dict:
+    """A COCO file with its three lists, none of them empty and every entry with an id. Errors: DataError."""
+    try:
+        coco = json.loads(ann.read_bytes())
+    except FileNotFoundError:
+        raise DataError(f'{ann}: no such file') from None
+    except (ValueError, OSError) as error:
+        raise DataError(f'{ann}: not readable as JSON: {error}') from None
+    if not isinstance(coco, dict):
+        raise DataError(f'{ann}: expected an object with images, annotations and categories, got {str(coco)[:80]}')
+    problems = []
+    for part in ('images', 'annotations', 'categories'):
+        if not isinstance(coco.get(part), list):
+            problems.append(f'{ann}: no list {part!r}; it has {sorted(coco)}')
+        elif not coco[part]:
+            problems.append(f'{ann}: {part!r} is empty')
+        else:
+            problems += [f'{ann}: {part} entry {i}: expected an object with an integer id, got {str(record)[:80]}'
+                         for i, record in enumerate(coco[part])
+                         if not isinstance(record, dict) or type(record.get('id')) is not int]
+    if problems:
+        raise DataError(problems)
+    return coco
+
+
+def write_coco(path: Path, images: Iterable[tuple[dict, list[dict]]], names: Sequence[str]) -> None:
+    """Write a COCO file; ids count from 1 (pycocotools never matches annotation 0).
+
+    Args:
+        images: COCO's record of each (file_name, width, height) with its boxes (name, bbox as xywh in px, iscrowd).
+        names: the classes, in the order of their ids.
+    """
+    category_id = {name: i for i, name in enumerate(names, 1)}
+    coco = {'images': [], 'annotations': [], 'categories': [{'id': i, 'name': name} for name, i in category_id.items()]}
+    for image_id, (image, boxes) in enumerate(images, 1):
+        coco['images'].append({'id': image_id, **image})
+        for box in boxes:
+            coco['annotations'].append({
+                'id': len(coco['annotations']) + 1, 'image_id': image_id, 'category_id': category_id[box['name']],
+                'bbox': box['bbox'], 'area': plain(box['bbox'][2] * box['bbox'][3]), 'iscrowd': box.get('iscrowd', 0)})
+    write_compact(path, coco)
+
+
+def write_compact(path: Path, content: dict) -> None:
+    """Write JSON whole, without line breaks: COCO's files are large."""
+    files.write_text(path, json.dumps(content))
+
+
+def plain(value: float) -> int | float:
+    """Whole numbers without a fraction, as annotators write them."""
+    return int(value) if value == int(value) else value
+
+
+def fingerprint(parts: Iterable) -> str:
+    """16 hex digits (sha256) of JSON values; the order of the parts counts, that of the keys in them does not."""
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(json.dumps(part, sort_keys=True, separators=(',', ':')).encode() + b'\n')
+    return digest.hexdigest()[:16]
+
+
+def progress(images: Sequence, what: str) -> Iterable:
+    """The same, with a bar for who waits."""
+    return tqdm(images, desc=what, unit=' images', disable=len(images) < BAR_FROM, mininterval=1, leave=False)

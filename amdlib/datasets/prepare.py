@@ -1,0 +1,116 @@
+"""From a folder, or from nothing, to a checked `Dataset`.
+
+The first call makes or converts, checks and writes a manifest; a later one reuses what is there while neither the
+recipe nor any file has changed. Both tell what is in the data set.
+"""
+from __future__ import annotations
+
+import contextlib
+import textwrap
+from pathlib import Path
+
+from amdlib import files
+from amdlib.datasets import checks, formats, store
+from amdlib.datasets.dataset import Dataset
+from amdlib.datasets.formats import Source
+from amdlib.datasets.formats.coco import FirstOfCoco, coco_2017
+from amdlib.datasets.formats.shapes import Shapes
+from amdlib.datasets.scene import ShapesSpec
+from amdlib.errors import DataError
+from amdlib.words import log
+
+_EXPECTED = {'folder': 'a data set in COCO or Pascal VOC layout', 'coco': 'COCO 2017', 'first_of_coco': 'COCO 2017'}
+
+
+def prepare(kind: str, data: str | Path | None = None, cache: str | Path = files.ROOT / 'data',
+            shapes: ShapesSpec | None = None, first_images: tuple[int, int] | None = None) -> Dataset:
+    """Make or find a data set, check it, and log what is in it.
+
+    Args:
+        kind: 'shapes' (made here, `data` must be None), 'folder' (`data`: a folder in a format that `formats` knows,
+            or the parent of one), 'coco' (exactly COCO 2017's layout) or 'first_of_coco' (its first annotated images).
+        cache: what is written goes to `cache`/<name>, or to `cache`/<name>-prepared where that holds something else.
+        shapes: other shapes than the default ones, e.g. fewer for a test.
+        first_images: how many of train and test 'first_of_coco' takes.
+    Errors: DataError with file, id and value of each problem.
+    """
+    source, cache = _source(kind, data, shapes, first_images), Path(cache).resolve()
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(files.locked(cache / f'.{source.name}.lock',
+                                             f'{source.name}: waiting for another process that prepares it'))
+        except OSError as error:
+            raise DataError(f'{cache}: cannot be written ({error.strerror}); choose another cache folder') from None
+        home = store.home_of(source, cache)
+        store.remove_stale(home)
+        manifest = store.read_manifest(home)
+        if manifest.get('state') != store.state(source, home):
+            manifest = _remake(source, home, manifest)
+    dataset = Dataset(source.name, *source.splits(home), classes=tuple(manifest['classes']),
+                      fingerprint=manifest['fingerprint'], notes=tuple(manifest['notes']))
+    _log_summary(dataset, manifest['counts'])
+    return dataset
+
+
+def _source(kind: str, data: str | Path | None, shapes: ShapesSpec | None,
+            first_images: tuple[int, int] | None) -> Source:
+    if kind == 'shapes':
+        if data is not None:
+            raise DataError(f'mini makes its own data; DATA={data} belongs to a profile that reads a folder, '
+                            'such as small or paper')
+        return Shapes(shapes or ShapesSpec())
+    if kind not in _EXPECTED:
+        raise DataError(f'data {kind!r}: expected shapes, {", ".join(_EXPECTED)}')
+    if data is None:
+        raise DataError(f'no data folder is given: DATA=<folder> with {_EXPECTED[kind]}')
+    if not Path(data).is_dir():
+        raise DataError(f'{data}: no such folder')
+    root = Path(data).resolve()
+    if kind == 'folder':
+        return formats.recognise(root)
+    if kind == 'coco':
+        return coco_2017(root)
+    if first_images is None:
+        raise DataError('first_of_coco: first_images is None, expected how many images of train and of test')
+    return FirstOfCoco(coco_2017(root), first_images)
+
+
+def _remake(source: Source, home: Path, manifest: dict) -> dict:
+    """Write and check everything anew in a sibling folder, rename it to `home` and return its manifest."""
+    if source.self_made and manifest.get('recipe') == store.recipe(source):
+        # Copied or touched files have new times: keep them where their content is still what was made.
+        try:
+            found = _examined(source, home, manifest['notes'])
+        except DataError:
+            found = {}
+        if found.get('fingerprint') == manifest['fingerprint']:
+            store.write_manifest(source, home, found)
+            return found
+        log.info(f'{home} is damaged or incomplete: making it again')
+    else:
+        log.info(f'{source.name}: first call, or something has changed: '
+                 f'{"making" if source.self_made else "checking"} it')
+    with store.replacing(home) as folder:
+        manifest = _examined(source, folder, source.make(folder))
+        store.write_manifest(source, folder, manifest)
+    return manifest
+
+
+def _examined(source: Source, folder: Path, notes: list[str]) -> dict:
+    """What the checks of both splits give for a manifest, the source's own notes first."""
+    found = checks.examine(*source.splits(folder))
+    # dict.fromkeys: a set that is looked at again brings the notes of the first time along.
+    return {**found, 'notes': list(dict.fromkeys([*notes, *found['notes']]))}
+
+
+def _log_summary(dataset: Dataset, counts: dict) -> None:
+    log.info(f'{dataset.name}: {len(dataset.classes)} classes, fingerprint {dataset.fingerprint}')
+    log.info(f'{"split":<7}{"images":>8}{"boxes":>9}{"small":>9}{"medium":>9}{"large":>9}{"crowd":>7}')
+    for split, count in counts.items():
+        log.info(f'{split:<7}{count["images"]:>8}{count["boxes"]:>9}{count["small"]:>9}{count["medium"]:>9}'
+                 f'{count["large"]:>9}{count["crowd"]:>7}')
+    per_class = (f'{name} {counts["train"]["classes"].get(name, 0)}/{counts["test"]["classes"].get(name, 0)}'
+                 for name in dataset.classes)
+    log.info(textwrap.fill('boxes per class (train/test): ' + ', '.join(per_class), 110, subsequent_indent='  '))
+    for note in dataset.notes:
+        log.info(textwrap.fill(f'note: {note}', 110, subsequent_indent='  '))

@@ -1,0 +1,199 @@
+"""Distiller: a student, a frozen teacher and one loss a pyramid level, as an mmengine model.
+
+The outputs of named modules (`neck.fpn_convs.{i}.conv`) of both detectors are compared, level by level, by a method's
+loss. The teacher is a plain attribute, not a submodule: so it is in neither the optimizer nor the checkpoint nor a
+distributed wrapper, and `train()` never reaches it.
+"""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+
+import torch
+from mmdet.registry import MODELS
+from mmengine.dist import get_rank
+from mmengine.model import BaseModel
+from mmengine.structures import BaseDataElement
+from torch import Tensor, nn
+
+from amdlib.errors import RunError
+from amdlib.methods import find_method, is_outside
+from amdlib.weights.reading import load_strictly, read_weights
+
+HALF = {'bf16': torch.bfloat16, 'fp16': torch.float16}
+
+PROBE_PX = 128  # side of the blank image with which levels are measured when a Distiller is built
+
+
+@contextmanager
+def tap(model: nn.Module, names: Sequence[str]) -> Iterator[list[Tensor | None]]:
+    """Collect the outputs of the named submodules while the block runs, in the order of `names`."""
+    features: list[Tensor | None] = [None] * len(names)
+
+    def keep(level: int) -> Callable:
+        def hook(_module: nn.Module, _inputs: tuple, output: Tensor) -> None:
+            features[level] = output
+        return hook
+
+    handles = [model.get_submodule(name).register_forward_hook(keep(i)) for i, name in enumerate(names)]
+    try:
+        yield features
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@MODELS.register_module()
+class Distiller(BaseModel):
+    """Train `student` with its own loss plus `method`'s loss against the frozen `teacher` on every level.
+
+    Args:
+        student, teacher: configs of mmdet detectors, or built ones.
+        method: name of a method, or 'path/to/file.py:ClassName' (see `methods.find_method`).
+        options: keyword arguments of the method's class, all but the channels, which are measured.
+        levels: numbers put into the two patterns.
+        student_module, teacher_module: name of the module whose output is compared, `{i}` for the level.
+        teacher_weights: file with the teacher's weights, loaded strictly; None keeps the weights as built.
+        inherit: top-level parts ('neck', 'bbox_head') whose tensors the student takes from the teacher, where name
+            and shape match, before training.
+        seed: of the random masks; every level, and every process of a distributed run, draws from a stream of its own.
+        compile_teacher: compile the teacher's backbone at the first step (torch.compile).
+        half_teacher: 'bf16' or 'fp16': the teacher's forward under autocast; 'off': as the surrounding code has it.
+
+    Errors: ValueError when a level is missing or its feature maps do not fit, naming level and shapes, or the method
+    is not known; RunError in training when a term of the loss is inf or nan, naming it.
+    """
+
+    def __init__(self, student: dict | nn.Module, teacher: dict | nn.Module, method: str, options: dict | None = None,
+                 levels: Sequence[int] = (0, 1, 2, 3, 4), student_module: str = 'neck.fpn_convs.{i}.conv',
+                 teacher_module: str = 'neck.fpn_convs.{i}.conv', teacher_weights: str | Path | None = None,
+                 inherit: Sequence[str] = (), seed: int = 0, compile_teacher: bool = False,
+                 half_teacher: str = 'off') -> None:
+        loss_class = find_method(method)
+        student = MODELS.build(student) if isinstance(student, dict) else student
+        teacher = MODELS.build(teacher) if isinstance(teacher, dict) else teacher
+        super().__init__(data_preprocessor=student.data_preprocessor)
+        _check_same_pixels(student.data_preprocessor, teacher.data_preprocessor)
+        if teacher_weights is not None:
+            load_strictly(teacher, read_weights(teacher_weights), str(teacher_weights))
+        self.student = student
+        object.__setattr__(self, 'teacher', teacher.eval().requires_grad_(False))  # not a submodule, see above
+        self.half_teacher = HALF.get(half_teacher)
+        self.method, self.levels, self.inherit = method, tuple(levels), tuple(inherit)
+        self.student_taps = [student_module.format(i=i) for i in self.levels]
+        self.teacher_taps = [teacher_module.format(i=i) for i in self.levels]
+        # names as in the public FGD and MGD checkpoints: distill_losses.loss_mgd_fpn_0.align.weight
+        short = loss_class.__name__.lower() if is_outside(method) else method
+        self.distill_losses = nn.ModuleDict()
+        for i, (c_s, c_t) in zip(self.levels, self._measure_channels(), strict=True):
+            # processes of a distributed run must not mask alike; the first one's masks are those of a run on its own
+            loss = loss_class(c_s, c_t, **(options or {}))
+            if hasattr(loss, 'reseed'):
+                loss.reseed(1000 * seed + 10 * get_rank() + i)
+            self.distill_losses[f'loss_{short}_fpn_{i}'] = loss
+        if compile_teacher:  # the backbone is nearly all of its cost; the neck stays as it is, for the taps
+            teacher.backbone.compile()
+
+    def init_weights(self) -> None:
+        """Initialise the student, then copy from the teacher what `inherit` names."""
+        super().init_weights()
+        self.inherited = self._inherit()
+
+    def forward(self, inputs: Tensor, data_samples: list | None = None, mode: str = 'tensor') -> dict | list | tuple:
+        """mmengine's modes: 'loss' distils; 'predict' and 'tensor' are the student alone."""
+        if mode == 'loss':
+            return self.loss(inputs, data_samples)
+        return self.student(inputs, data_samples, mode=mode)
+
+    def loss(self, inputs: Tensor, data_samples: list[BaseDataElement]) -> dict[str, Tensor]:
+        """The student's losses, `loss_<method>_fpn_<i>` a level, and each level's share of the total (0 to 1)."""
+        f_t = self._teacher_features(inputs)
+        with tap(self.student, self.student_taps) as f_s:
+            losses = dict(self.student.loss(inputs, data_samples))
+        boxes = [_boxes_xyxy_px(sample) for sample in data_samples]
+        shapes = [tuple(sample.img_shape[:2]) for sample in data_samples]
+        terms = {name: loss(s, t, boxes, shapes)
+                 for (name, loss), s, t in zip(self.distill_losses.items(), f_s, f_t, strict=True)}
+        losses.update(terms)
+        total, logged = self.parse_losses(losses)
+        _stop_if_not_finite(total, logged)
+        for i, term in zip(self.levels, terms.values(), strict=True):
+            losses[f'share_fpn_{i}'] = (term / total).detach()  # no 'loss' in the name: logged, not added up
+        return losses
+
+    @torch.no_grad()
+    def _teacher_features(self, inputs: Tensor) -> list[Tensor]:
+        with tap(self.teacher, self.teacher_taps) as features, self._teacher_precision(inputs.device.type):
+            self.teacher.extract_feat(inputs)  # backbone and neck, no head
+        return features
+
+    def _teacher_precision(self, device: str) -> AbstractContextManager:
+        return nullcontext() if self.half_teacher is None else torch.autocast(device, dtype=self.half_teacher)
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> Distiller:
+        """`.to()`, `.cuda()`, `.half()` and the like reach the teacher too."""
+        self.teacher._apply(fn)
+        return super()._apply(fn, recurse)
+
+    def _inherit(self) -> list[str]:
+        source, target = self.teacher.state_dict(), self.student.state_dict()
+        names = [name for name, value in source.items() if name.split('.')[0] in self.inherit
+                 and name in target and target[name].shape == value.shape]
+        if self.inherit and not names:
+            raise ValueError(f'nothing to inherit: no tensor of {", ".join(self.inherit)} has the same name and shape '
+                             'in student and teacher')
+        for name in names:
+            target[name].copy_(source[name])
+        return names
+
+    @torch.no_grad()
+    def _measure_channels(self) -> list[tuple[int, int]]:
+        """(C_s, C) of every level, from one pass over a blank image."""
+        for model, names, side in ((self.student, self.student_taps, 'student'),
+                                   (self.teacher, self.teacher_taps, 'teacher')):
+            for i, name in zip(self.levels, names, strict=True):
+                try:
+                    model.get_submodule(name)
+                except AttributeError as error:
+                    raise ValueError(f'level {i}: the {side} ({type(model).__name__}) has no module {name!r}: '
+                                     f'{error}') from error
+        blank = torch.zeros(1, 3, PROBE_PX, PROBE_PX, device=next(self.student.parameters()).device)
+        was_training = self.student.training
+        self.student.eval()  # keeps the statistics of batch normalisation as they are
+        with tap(self.student, self.student_taps) as f_s:
+            self.student.extract_feat(blank)
+        self.student.train(was_training)
+        f_t = self._teacher_features(blank)
+        for i, s, t in zip(self.levels, f_s, f_t, strict=True):
+            if s is None or t is None:
+                raise ValueError(f'level {i}: the {"student" if s is None else "teacher"} does not run that module')
+            if s.dim() != 4 or t.dim() != 4 or s.shape[2:] != t.shape[2:]:
+                raise ValueError(f'level {i}: for a {PROBE_PX}x{PROBE_PX} image the student gives {tuple(s.shape)}, '
+                                 f'the teacher {tuple(t.shape)}; height and width must agree')
+        return [(s.shape[1], t.shape[1]) for s, t in zip(f_s, f_t, strict=True)]
+
+
+def _boxes_xyxy_px(sample: BaseDataElement) -> Tensor:
+    boxes = sample.gt_instances.bboxes
+    return getattr(boxes, 'tensor', boxes)  # mmdet wraps boxes in HorizontalBoxes on some paths
+
+
+def _check_same_pixels(student: nn.Module, teacher: nn.Module) -> None:
+    """Both detectors see the student's normalised pixels, so both must have been made for the same normalisation."""
+    def pixels(preprocessor: nn.Module) -> tuple:
+        mean, std = (getattr(preprocessor, key, None) for key in ('mean', 'std'))
+        return (None if mean is None else mean.flatten().tolist(), None if std is None else std.flatten().tolist(),
+                getattr(preprocessor, '_channel_conversion', None))
+    if pixels(student) != pixels(teacher):
+        raise ValueError(f'student and teacher normalise pixels differently (mean, std, swap of channels): '
+                         f'{pixels(student)} and {pixels(teacher)}')
+
+
+def _stop_if_not_finite(total: Tensor, terms: dict[str, Tensor]) -> None:
+    if torch.isfinite(total):
+        return
+    values = {name: float(value.detach()) for name, value in terms.items()}
+    bad = ', '.join(f'{name} = {value}' for name, value in values.items()
+                    if name != 'loss' and not torch.isfinite(torch.tensor(value)))
+    raise RunError(f'the loss is not finite: {bad or "the sum overflows"}; all terms: {values}')

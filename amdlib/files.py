@@ -1,0 +1,87 @@
+"""Files written whole or not at all, locks, and hashes."""
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from amdlib.words import log
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@contextlib.contextmanager
+def whole(path: str | Path) -> Iterator[Path]:
+    """A path beside `path` to write to; renamed to `path` when the block ends well, removed when it does not.
+
+    So a reader, and whoever comes after a kill or a full disk, sees the old file or the new one and never half of it.
+    """
+    path = Path(path)
+    beside = path.with_name(f'.{path.name}.{os.getpid()}')
+    try:
+        yield beside
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file whole."""
+    with whole(path) as beside:
+        beside.write_text(text, encoding='utf-8')
+
+
+def write_json(path: str | Path, content: dict | list) -> None:
+    """Write JSON whole; compressed where the name ends in `.gz`, the same bytes for the same content."""
+    packed = Path(path).suffix == '.gz'
+    text = json.dumps(content, indent=None if packed else 1).encode()
+    with whole(path) as beside:
+        beside.write_bytes(gzip.compress(text, mtime=0) if packed else text)
+
+
+def read_json(path: str | Path):
+    """The content of a JSON file, also of one that `write_json` compressed. Errors: OSError; ValueError."""
+    content = Path(path).read_bytes()
+    try:
+        return json.loads(gzip.decompress(content) if Path(path).suffix == '.gz' else content)
+    except EOFError as error:
+        raise ValueError(f'{path}: cut short') from error
+
+
+@contextlib.contextmanager
+def locked(path: str | Path, waiting: str) -> Iterator[None]:
+    """Hold the lock file `path` while the block runs; the system frees the lock of a process that was killed.
+
+    Args:
+        waiting: what is logged where another process holds it.
+    Errors: OSError where the folder cannot be written.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info(waiting)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def sha256(path: str | Path) -> str:
+    """Hex digest of a file."""
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def digest(text: str) -> str:
+    """16 hex digits of a text's SHA-256."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

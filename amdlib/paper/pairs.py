@@ -1,0 +1,54 @@
+"""Detector pairs: a student, its teacher, and the features of both that are compared."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from amdlib.errors import SettingError
+
+MODEL_ZOO = 'https://download.openmmlab.com/mmdetection/v2.0/'
+
+
+@dataclass(frozen=True)
+class Group:
+    """One student detector and its teacher (Table I has three). Backbones and normalisation are the configs' own."""
+    name: str
+    student_label: str
+    teacher_label: str
+    student_config: str
+    teacher_config: str
+    teacher_file: str           # below the model zoo's v2.0 folder; its name ends in the SHA-256's first 8 digits
+    one_stage: bool = True
+    levels: tuple[int, ...] = (0, 1, 2, 3, 4)   # i of neck.fpn_convs.{i}.conv
+    weights_of: str = ''        # the pair whose published loss weights hold here too; default: its own
+
+    @property
+    def teacher_url(self) -> str:
+        """Address of the published teacher."""
+        return MODEL_ZOO + self.teacher_file
+
+    @property
+    def published_weights(self) -> str:
+        """The key of this pair in a method's `PUBLISHED`."""
+        return self.weights_of or self.name
+
+
+GROUPS = {group.name: group for group in (
+    Group('retinanet', 'RetinaNet', 'RetinaNet', 'mmdet::retinanet/retinanet_r50_fpn_2x_coco.py',
+          'mmdet::retinanet/retinanet_x101-64x4d_fpn_1x_coco.py',
+          'retinanet/retinanet_x101_64x4d_fpn_1x_coco/retinanet_x101_64x4d_fpn_1x_coco_20200130-366f5af1.pth'),
+    Group('reppoints', 'RepPoints', 'RepPoints', 'mmdet::reppoints/reppoints-moment_r50_fpn-gn_head-gn_2x_coco.py',
+          'mmdet::reppoints/reppoints-moment_x101-dconv-c3-c5_fpn-gn_head-gn_2x_coco.py',
+          'reppoints/reppoints_moment_x101_fpn_dconv_c3-c5_gn-neck%2Bhead_2x_coco/'
+          'reppoints_moment_x101_fpn_dconv_c3-c5_gn-neck%2Bhead_2x_coco_20200329-f87da1ea.pth'),
+    Group('faster_rcnn', 'Faster R-CNN', 'Cascade Mask R-CNN', 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_2x_coco.py',
+          'mmdet::dcn/cascade-mask-rcnn_x101-32x4d-dconv-c3-c5_fpn_1x_coco.py',
+          'dcn/cascade_mask_rcnn_x101_32x4d_fpn_dconv_c3-c5_1x_coco/'
+          'cascade_mask_rcnn_x101_32x4d_fpn_dconv_c3-c5_1x_coco-e75f90c8.pth', one_stage=False, levels=(0, 1, 2, 3)),
+)}
+
+
+def find_group(name: str) -> Group:
+    """The pair of this name; SettingError lists the names otherwise."""
+    if name not in GROUPS:
+        raise SettingError(f'unknown group {name!r}; expected one of: {", ".join(GROUPS)}')
+    return GROUPS[name]

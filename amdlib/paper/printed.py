@@ -1,0 +1,28 @@
+"""The numbers that the paper prints, from data/paper_tables.csv: one line a row of a table, joined by `key`."""
+from __future__ import annotations
+
+import csv
+import functools
+
+from amdlib.files import ROOT
+
+CSV = ROOT / 'data' / 'paper_tables.csv'
+
+
+@functools.cache
+def paper_lines(number: str) -> dict[tuple[str, str], dict[str, str]]:
+    """The lines of one of the paper's tables ('I' to 'VI') by (group, key); '' = not reported."""
+    with open(CSV, encoding='utf-8', newline='') as file:
+        return {(line['group'], line['key']): line for line in csv.DictReader(file) if line['table'] == number}
+
+
+def paper_label(number: str, group: str, key: str) -> str | None:
+    """How a table prints a row; None where it does not have it."""
+    line = paper_lines(number).get((group, key))
+    return line and line['row']
+
+
+def paper_value(number: str, group: str, key: str, metric: str) -> float | None:
+    """A printed number in percent; None where the paper reports none. Baseline and teacher are Table I's everywhere."""
+    line = paper_lines('I' if key in ('teacher', 'baseline') else number).get((group, key), {})
+    return float(line[metric]) if line.get(metric) else None

@@ -1,0 +1,106 @@
+"""Profiles: how large an experiment is, and how the paper's loss weights are carried to it."""
+from __future__ import annotations
+
+import inspect
+from dataclasses import asdict, dataclass, field, replace
+
+from amdlib.errors import SettingError
+
+PAPER_CHANNELS, PAPER_IMAGE_PX = 256, (1333, 800)   # what the published loss weights belong to
+
+
+@dataclass(frozen=True)
+class Network:
+    """A ResNet backbone for the smaller profiles."""
+    depth: int
+    width: int          # base_channels; 64 is the usual ResNet
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How large an experiment is: pictures, networks, schedule."""
+    name: str
+    image_px: tuple[int, int]            # width, height that the image is fitted into
+    data: str                            # 'shapes' (made), 'folder' (the user's), 'coco' or 'first_of_coco'
+    batch_size: int                      # images a step and GPU
+    epochs: dict[str, int] = field(hash=False)  # by row id, 'teacher', group or 'student', the first that is there
+    student: Network | None = None       # None: mmdet's own backbones
+    teacher: Network | None = None
+    neck_channels: int = PAPER_CHANNELS
+    lr: float | None = None              # of AdamW; None: mmdet's own SGD
+    head_convs: int | None = None        # convolutions a branch of a one-stage head; None: mmdet's
+    fc_channels: int = 1024              # of the second stage's box head
+    anchor_scale: float = 1.0            # factor on mmdet's anchor sizes and RepPoints' base scale
+    proposals: int = 1000                # of the first stage, in training and testing
+    workers: int = 2                     # data loading processes a GPU; 0: the training process reads its own pictures
+    test_batch_size: int = 16
+    log_every: int = 10                  # steps
+    score_thr: float | None = None       # what scores less is not detected; None: mmdet's 0.05
+    published: bool = False              # teachers are published detectors, and students start from published backbones
+    first_images: tuple[int, int] | None = None     # of both splits, where data is 'first_of_coco'
+    dry_run: bool = False                # its numbers mean nothing and go into no table
+    can_show: str = ''                   # in plain words, printed under every table
+
+    def to_dict(self) -> dict:
+        """Plain values, for a job file."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> Profile:
+        """The profile of `to_dict`."""
+        given = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+        given |= {side: given[side] and Network(**given[side]) for side in ('student', 'teacher')}
+        return cls(**given)
+
+
+PROFILES = {profile.name: profile for profile in (
+    Profile('mini', (128, 128), 'shapes', 4, {'retinanet-teacher': 8, 'faster_rcnn-teacher': 6, 'teacher': 9,
+                                    'reppoints': 7, 'faster_rcnn': 4, 'student': 5},
+            Network(18, 16), Network(18, 24), 64, 3e-3,
+            head_convs=2, fc_channels=128, anchor_scale=0.5, proposals=64, workers=0,
+            can_show='Scenes of shapes, narrow networks, minutes on a CPU: it shows that every part works, that a '
+                     'better teacher helps, and how large the effects are here. It cannot show which method is better '
+                     'on COCO: networks, data and schedule are others, and one seed on a few hundred test images does '
+                     'not tell small differences from chance.'),
+    Profile('small', (320, 320), 'folder', 8, {'student': 24, 'teacher': 36}, Network(18, 64), Network(50, 64), 128,
+            5e-4, fc_channels=512, anchor_scale=0.5, proposals=300, workers=2,
+            can_show='Real images, an ordinary ResNet-18 and ResNet-50 from scratch: it shows whether distillation '
+                     'helps on this data set. It cannot confirm or refute the paper, whose networks are pre-trained '
+                     'on millions of images and whose differences are 0.3 to 0.7 mAP.'),
+    Profile('paper', PAPER_IMAGE_PX, 'coco', 2, {'student': 24}, test_batch_size=1, log_every=50, published=True,
+            can_show="The paper's own experiments on COCO. Differences between methods there are 0.3 to 0.7 mAP, of "
+                     'the order of the spread between two runs: report several seeds.'),
+)}
+
+
+# The paper's detectors, losses and recipe on a few small pictures, to see every row run before a machine is hired for
+# it. Random networks reach mmdet's threshold of scores nowhere; without one there is something to evaluate and compare.
+DRY_RUN = replace(
+    PROFILES['paper'], name='dryrun', data='first_of_coco', image_px=(256, 160), epochs={'student': 1}, workers=1,
+    log_every=1, score_thr=0.0, published=False, first_images=(6, 3), dry_run=True,
+    can_show='Random weights, a dry run: these numbers mean nothing. Every detector of the paper in full is trained a '
+             'few steps on a few small pictures: it shows that each row trains, is evaluated, exported and read again.')
+
+
+def find_profile(name: str) -> Profile:
+    """The profile of this name, the dry run's too; SettingError lists the names otherwise."""
+    if name == DRY_RUN.name:
+        return DRY_RUN
+    if name not in PROFILES:
+        raise SettingError(f'unknown profile {name!r}; expected one of: {", ".join(PROFILES)}')
+    return PROFILES[name]
+
+
+
+
+def scale_weights(loss_class: type, options: dict, profile: Profile) -> dict:
+    """The published weights belong to 256 channels at 1333x800. One rule for all methods: a term keeps the value that
+    it would have there for the same error an element, `weight * (256 / C)**a * (1333 * 800 / (W * H))**b`, with the
+    exponents that follow from the term's formula (`WEIGHT_EXPONENTS` of the loss). Nothing is tuned by method."""
+    channels = PAPER_CHANNELS / profile.neck_channels
+    positions = PAPER_IMAGE_PX[0] * PAPER_IMAGE_PX[1] / (profile.image_px[0] * profile.image_px[1])
+    defaults = inspect.signature(loss_class).parameters
+    scaled = dict(options)
+    for name, (a, b) in loss_class.WEIGHT_EXPONENTS.items():
+        scaled[name] = options.get(name, defaults[name].default) * channels ** a * positions ** b
+    return scaled

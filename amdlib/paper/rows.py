@@ -1,0 +1,94 @@
+"""Rows: every cell of the tables that is trained; the variants of AMD that Tables II to VI and the controls need."""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from amdlib import methods
+from amdlib.errors import SettingError
+from amdlib.paper.pairs import GROUPS, Group
+from amdlib.paper.printed import paper_lines
+
+
+@dataclass(frozen=True)
+class Row:
+    """One cell of a table: a detector to train, alone or with a distillation method."""
+    group: Group
+    name: str                   # 'teacher', 'baseline', a method, or a variant of one; key of data/paper_tables.csv
+    label: str                  # in words, where no table of the paper prints another
+    method: str | None = None   # name of a method, or the path/to/file.py:ClassName of one; None = trained alone
+    options: dict = field(default_factory=dict, hash=False)     # of the method's class, at the paper's scale
+
+    @property
+    def id(self) -> str:
+        """`retinanet-amd`; part of the run's folder."""
+        return f'{self.group.name}-{self.name}'
+
+    @property
+    def reference(self) -> str:
+        """What `find_row` takes: the id, or for a method from outside the path of its file too."""
+        return f'{self.group.name}-{self.method}' if self.method and methods.is_outside(self.method) else self.id
+
+    @property
+    def is_teacher(self) -> bool:
+        return self.name == 'teacher'
+
+    @property
+    def kind(self) -> str:
+        """'teacher', 'baseline' or 'method'."""
+        return 'method' if self.method else self.name
+
+    def value(self, option: str) -> object:
+        """The value of one of the method's options at the paper's scale: the row's or the class's default."""
+        return self.options.get(option, methods.options_of(self.method)[option].default)
+
+
+# what Tables II to VI change in the full method: name, label, options, and the only pair that has it (None: all)
+VARIANTS = (
+    ('amd-channel', 'channel only', {'spatial': 'random'}, None),       # ASSUMPTION random masks: see docs
+    ('amd-mask', 'mask only', {'channel': 'none'}, None),
+    ('amd-unmasked', 'nothing masked', {'spatial': 'none'}, None),      # these two are controls of ours
+    ('amd-allmasked', 'everything masked', {'spatial': 'all'}, None),
+    ('amd-mbconv', 'MBConv', {'generation': 'mbconv'}, 'retinanet'),
+    ('amd-conv1', 'Dense Conv x1', {'generation': 'conv1'}, 'retinanet'),
+    ('amd-within', 'clue within', {'channel_position': 'within'}, 'faster_rcnn'),
+)
+
+
+def _method_row(group: Group, method: str, name: str, label: str = '') -> Row:
+    cls = methods.find_method(method)
+    return Row(group, name, label or cls.LABEL or cls.__name__, method,
+               dict(cls.PUBLISHED.get(group.published_weights, {})))
+
+
+def _rows(group: Group) -> list[Row]:
+    printed = [key for _, key in paper_lines('I') if key in methods.names()]
+    found = [_method_row(group, name, name) for name in dict.fromkeys([*printed, *methods.names()])]
+    full = next(row for row in found if row.name == 'amd')
+    return [Row(group, 'teacher', 'Teacher'), Row(group, 'baseline', 'baseline'), *found,
+            *(Row(group, name, label, full.method, {**full.options, **changes})
+              for name, label, changes, only in VARIANTS if only in (None, group.name))]
+
+
+ROWS: dict[str, Row] = {row.id: row for group in GROUPS.values() for row in _rows(group)}
+
+
+def find_row(reference: str) -> Row:
+    """The row with this id, such as `retinanet-amd`, or `retinanet-path/to/file.py:ClassName` for a loss of your own.
+
+    Errors: SettingError listing the ids, or what is wrong with the class.
+    """
+    if reference in ROWS:
+        return ROWS[reference]
+    name, _, method = reference.partition('-')
+    if name in GROUPS and methods.is_outside(method):
+        return outside_row(GROUPS[name], method)
+    raise SettingError(f'unknown row {reference!r}; expected one of: {", ".join(ROWS)}; or '
+                       'GROUP-path/to/file.py:ClassName for a loss of your own')
+
+
+def outside_row(group: Group, method: str) -> Row:
+    """The row of a method from a file of the user's. Errors: SettingError for a class that is no method."""
+    method = methods.absolute(method)
+    path, _, cls = method.rpartition(':')
+    return _method_row(group, method, f'{Path(path).stem}.{cls}')

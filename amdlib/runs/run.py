@@ -1,0 +1,168 @@
+"""A run: a row at a profile with a seed and a recipe; and the runs behind a table, a figure or a sweep."""
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from amdlib import methods
+from amdlib.errors import SettingError
+from amdlib.paper.profiles import Profile, find_profile, scale_weights
+from amdlib.paper.rows import Row, find_row
+from amdlib.paper.tables import Table, find_table
+from amdlib.runs.config import published_url
+from amdlib.runs.recipe import Recipe, own_settings
+from amdlib.weights import published
+from amdlib.weights.published import Sources
+
+
+@dataclass(frozen=True)
+class Run:
+    """A row at a profile with a seed and, if any, settings that differ from the row's and the profile's."""
+    row: Row
+    profile: Profile
+    seed: int = 0
+    recipe: Recipe = Recipe()
+
+    @classmethod
+    def of(cls, row: str | Row, profile: str | Profile, seed: int = 0,
+           settings: Mapping[str, Any] | None = None) -> Run:
+        """Validated; SettingError for an unknown row, profile or key, or a value of the wrong kind."""
+        row = find_row(row) if isinstance(row, str) else row
+        profile = find_profile(profile) if isinstance(profile, str) else profile
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2 ** 31:
+            raise SettingError(f'seed={seed!r}: expected an integer of 0 to 2**31 - 1')
+        return cls(row, profile, seed, Recipe.of(row, profile, settings or {}))
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What differs from the row's and the profile's own, by name."""
+        return self.recipe.changed()
+
+    @property
+    def id(self) -> str:
+        """Name of the run's folder: `retinanet-amd+phi=0.7-s0`."""
+        return ''.join([self.row.id, *(f'+{key}={_short(value)}' for key, value in self.settings.items()),
+                        f'-s{self.seed}'])
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the training images."""
+        by = self.profile.epochs
+        keys = (self.row.id, 'teacher' if self.row.is_teacher else self.row.group.name, 'student')
+        return self.recipe.epochs or next(by[key] for key in keys if key in by)
+
+    @property
+    def batch_size(self) -> int:
+        """Images a step and GPU."""
+        return self.recipe.batch_size or self.profile.batch_size
+
+    @property
+    def images_per_update(self) -> int:
+        """Images behind one change of the weights: batch size x GPUs x accumulated steps."""
+        return self.batch_size * self.recipe.gpus * self.recipe.accumulate
+
+    def teacher(self) -> Run | None:
+        """The run behind this run's teacher: seed 0, and what of the recipe concerns it."""
+        if self.row.method is None:
+            return None
+        return Run.of(f'{self.row.group.name}-teacher', self.profile, 0, self.recipe.for_teacher())
+
+    def value(self, option: str) -> Any:
+        """One of the method's options at the paper's scale, as this run has it."""
+        return dict(self.recipe.options).get(option, self.row.value(option))
+
+    def options(self) -> dict[str, Any]:
+        """Keyword arguments of the method's class: the row's, changed by the settings, scaled to the profile."""
+        return scale_weights(methods.find_method(self.row.method), {**self.row.options, **dict(self.recipe.options)},
+                             self.profile)
+
+    def published_files(self) -> dict[str, str]:
+        """Addresses of the published weights that this run takes where its settings name no file, by setting.
+
+        At `paper` a teacher is a published detector and a student starts from a published backbone; elsewhere none.
+        """
+        key = 'checkpoint' if self.row.is_teacher else 'backbone'
+        if not self.profile.published or key in self.recipe.files():
+            return {}
+        return {key: published_url(self.row, key)}
+
+    def find_files(self, sources: Sources) -> dict[str, str]:
+        """Paths of all weight files that this run takes, published ones fetched where need be, each checked.
+
+        Errors: WeightsError for a file that is not what its name says, or that is not to be had.
+        """
+        given = {key: str(published.check(Path(path))) for key, path in self.recipe.files().items()}
+        return {**given, **{key: str(published.find(url, sources)) for key, url in self.published_files().items()}}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for a job file."""
+        return {'row': self.row.reference, 'profile': self.profile.to_dict(), 'seed': self.seed,
+                'settings': self.settings}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Run:
+        """The run of `to_dict`."""
+        return cls.of(values['row'], Profile.from_dict(values['profile']), values['seed'], values['settings'])
+
+
+def table_runs(table: str | Table, profile: str | Profile, group: str | None = None, seeds: Iterable[int] = (0,),
+               settings: Mapping[str, Any] | None = None, methods: Iterable[str] = ()) -> list[Run]:
+    """The runs behind a table: its rows in every group (or in one) with every seed; teachers have seed 0 only.
+
+    Args:
+        settings: each row takes those that it has (`teacher_backbone` is a teacher's `backbone`).
+        methods: losses of your own, `path/to/file.py:ClassName` each, as lines beside the table's.
+    Errors: SettingError for an unknown table, group or setting, a dry run, or no seeds.
+    """
+    table = (find_table(table) if isinstance(table, str) else table).with_methods(list(methods))
+    profile = find_profile(profile) if isinstance(profile, str) else profile
+    if profile.dry_run:
+        raise SettingError(f'profile {profile.name} makes no tables: its networks are random and its numbers mean '
+                           'nothing')
+    seeds = _seeds(seeds)
+    return [Run.of(row, profile, seed, own_settings(row, settings or {})) for row in table.rows(group)
+            for seed in ([0] if row.is_teacher else seeds)]
+
+
+def row_runs(group: str, names: Iterable[str], profile: str | Profile, seed: int = 0,
+             settings: Mapping[str, Any] | None = None) -> list[Run]:
+    """Rows of one group by their names in it ('teacher', 'amd'), with the settings of a table; teachers have seed 0.
+
+    Errors: SettingError for an unknown row or setting.
+    """
+    rows = [find_row(f'{group}-{name}') for name in dict.fromkeys(names)]
+    return [Run.of(row, profile, 0 if row.is_teacher else seed, own_settings(row, settings or {})) for row in rows]
+
+
+def sweep_runs(row: str, option: str, values: Iterable[Any], profile: str | Profile, seeds: Iterable[int] = (0,),
+               settings: Mapping[str, Any] | None = None) -> list[Run]:
+    """One row with several values of one of its method's options, such as 0.5, 0.7 and 1.0 of phi.
+
+    Errors: SettingError for an unknown row or option, or values that are not of its kind.
+    """
+    found, values = find_row(row), list(values)
+    if not values:
+        raise SettingError(f'no values of {option} given: expected some, such as 0.5 1.0')
+    own = own_settings(found, settings or {})
+    runs = [Run.of(found, profile, seed, {**own, option: value}) for value in values for seed in _seeds(seeds)]
+    return list(dict.fromkeys(runs))
+
+
+def with_teachers(runs: Iterable[Run]) -> list[Run]:
+    """The runs and the teachers that they need, each once, teachers first."""
+    runs = list(dict.fromkeys(runs))
+    teachers = dict.fromkeys(teacher for run in runs if (teacher := run.teacher()))
+    return [*teachers, *(run for run in runs if run not in teachers)]
+
+
+def _seeds(seeds: Iterable[int]) -> list[int]:
+    found = sorted(set([seeds] if isinstance(seeds, int) else seeds))
+    if not found or not all(isinstance(seed, int) for seed in found):
+        raise SettingError(f'seeds {seeds!r}: expected numbers, such as 0 1 2')
+    return found
+
+
+def _short(value: Any) -> str:
+    return Path(value).stem if isinstance(value, str) and '/' in value else str(value)

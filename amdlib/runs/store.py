@@ -1,0 +1,222 @@
+"""The store: a profile's runs on a data set in a results folder; records, and which of them count.
+
+A run's folder, `<results>/<profile>[/<data set>]/runs/<run id>/`, holds `record.json` (what was run, with what, and
+the 12 COCO numbers), `detections.json.gz` (COCO results format; the numbers are computed from this file),
+`weights.pth` (the plain detector), `scalars.jsonl` (losses by step) and `progress.json`. A record counts only while
+settings, data, teacher, weight files and code are those that would be used now; otherwise it is stale and says why.
+"""
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from amdlib.datasets import Dataset, prepare
+from amdlib.errors import RunError
+from amdlib.files import ROOT, read_json, sha256
+from amdlib.paper.profiles import Profile, find_profile
+from amdlib.runs import fingerprints
+from amdlib.runs.progress import read_progress, training_process
+from amdlib.runs.recipe import Means
+from amdlib.runs.run import Run
+from amdlib.weights import published
+
+RECORD, DETECTIONS, WEIGHTS, SCALARS = 'record.json', 'detections.json.gz', 'weights.pth', 'scalars.jsonl'
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a run stands: done, stale, failed, running or missing, and why; `note`: what a reader should know."""
+    name: str
+    why: str = ''
+    record: dict[str, Any] | None = None
+    note: str = ''
+
+    def __str__(self) -> str:
+        return f'{self.name}{f" ({self.why})" if self.why else ""}'
+
+
+@dataclass(frozen=True)
+class Store:
+    """The runs of a profile on a data set."""
+    profile: Profile
+    dataset: Dataset
+    results: Path = ROOT / 'results'
+    means: Means = Means()      # with which what is missing is made
+    data: Path | None = None    # the folder that the data set was given as
+
+    @property
+    def folder(self) -> Path:
+        """Where tables, figures and runs live: results/mini, results/small/bccd."""
+        own = self.results / self.profile.name
+        return own if self.profile.name == self.dataset.name else own / self.dataset.name
+
+    def run_folder(self, run: Run) -> Path:
+        """The folder of one run."""
+        return self.folder / 'runs' / run.id
+
+    def state(self, run: Run, folder: Path | None = None) -> State:
+        """Compare a run's record with what would be run now; no model Config is built where its key says enough.
+
+        Args:
+            folder: of the run, where it is not the usual one.
+        """
+        folder = folder or self.run_folder(run)
+        if not (folder / RECORD).is_file():
+            return unfinished(folder)
+        try:
+            record = read_json(folder / RECORD)
+            reasons = self._reasons(record, run, folder)
+            note = fingerprints.other_versions(record['versions'])
+        except (OSError, ValueError) as error:
+            return State('stale', f'{RECORD} cannot be read: {error}')
+        except (KeyError, TypeError, AttributeError) as error:
+            return State('stale', f'record of another format: {error} is missing or of another kind')
+        return State('stale', ', '.join(reasons), record, note) if reasons else State('done', '', record, note)
+
+    def _reasons(self, record: dict[str, Any], run: Run, folder: Path) -> list[str]:
+        """Why a record does not count."""
+        reasons = []
+        if not (self._same_settings(record, run) and _same_files(run, record['files'])):
+            reasons.append('made with other settings')
+        if record['data']['fingerprint'] != self.dataset.fingerprint:
+            reasons.append(f'made with other data ({record["data"]["fingerprint"]}, now {self.dataset.fingerprint})')
+        if not fingerprints.same_code(record['code_fingerprint'], fingerprints.code_fingerprint(run)):
+            reasons.append('made with other code')
+        reasons += [f'{name} is missing' for name in (WEIGHTS, DETECTIONS) if not (folder / name).is_file()]
+        if teacher := run.teacher():
+            taught = self.state(teacher)
+            if taught.name != 'done':
+                reasons.append(f'its teacher is {taught.name}')
+            elif taught.record['weights_sha256'] != record['teacher']['weights_sha256']:
+                reasons.append('its teacher was trained anew')
+        return reasons
+
+    def _same_settings(self, record: dict[str, Any], run: Run) -> bool:
+        if record.get('settings_key') == fingerprints.settings_key(run, self.dataset):
+            return True
+        from amdlib.runs.config import config, settings_hash  # the code that makes a Config has changed since
+        return record['settings_hash'] == settings_hash(config(run, self.dataset))
+
+    def record(self, run: Run) -> dict[str, Any]:
+        """The record of a run that is done. Errors: RunError saying how to make it."""
+        found = self.state(run)
+        if found.name != 'done':
+            raise RunError(f'{run.id} is {found}: make it with {self.command(run)}')
+        return found.record
+
+    def detections(self, run: Run) -> list[dict[str, Any]]:
+        """Detections of a run, COCO results format."""
+        return read_json(self.run_folder(run) / DETECTIONS)
+
+    def weights(self, run: Run) -> Path:
+        """The file with a run's plain detector."""
+        return self.run_folder(run) / WEIGHTS
+
+    def scalars(self, run: Run) -> pd.DataFrame:
+        """What a run logged: step, loss and its terms, lr, grad_norm; empty for a run that was not trained."""
+        return read_scalars(self.run_folder(run))
+
+    def collect(self, runs: Iterable[Run]) -> pd.DataFrame:
+        """One line a run: row, seed, the 12 numbers in percent, and what is behind them.
+
+        Errors: RunError naming every run that is not done; a stale record is never mixed in, nor one of a dry run.
+        """
+        runs = list(runs)
+        if dry := [run.id for run in runs if run.profile.dry_run]:
+            raise RunError(f'{", ".join(dry)}: made with random weights in a dry run; such numbers go into no table')
+        states = {run: self.state(run) for run in runs}
+        if bad := [f'{run.id} ({found.name}{": " + found.why if found.why else ""})'
+                   for run, found in states.items() if found.name != 'done']:
+            raise RunError(f'{len(bad)} of {len(runs)} runs have no valid record: ' + '; '.join(bad))
+        lines = []
+        for run, found in states.items():
+            record = found.record
+            lines.append({'group': run.row.group.name, 'row': run.row.name, 'label': run.row.label, 'seed': run.seed,
+                          **record['numbers'], 'run': run.id, 'settings_hash': record['settings_hash'],
+                          'data': record['data']['fingerprint'], 'commit': record['code']['commit'],
+                          'clean': record['code']['clean'], 'train_s': record['train_s'], 'device': record['device'],
+                          'note': found.note})
+        return pd.DataFrame(lines)
+
+    def command(self, run: Run) -> str:
+        """The command that makes a run."""
+        words = ['python -m amdlib run', run.row.reference, '--profile', run.profile.name, '--seed', str(run.seed),
+                 *(f'--set {key}={value}' for key, value in run.settings.items()),
+                 *([] if self.profile.data == 'shapes' else ['--data <folder>'])]
+        return ' '.join(words)
+
+    def with_means(self, **changes: Any) -> Store:
+        """The same store with other means, such as `jobs=2`."""
+        return replace(self, means=replace(self.means, **changes))
+
+    def parameters(self) -> dict[str, Any]:
+        """What a notebook passes to `open_store`: profile, data, and in `how` results and means."""
+        return {'profile': self.profile.name, 'data': self.data and str(self.data.absolute()),
+                'how': {'results': str(self.results.absolute()), **self.means.to_dict()}}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for a job file."""
+        return {'profile': self.profile.to_dict(), 'dataset': self.dataset.to_dict(),
+                'results': str(self.results.absolute()), 'means': self.means.to_dict(),
+                'data': self.data and str(self.data.absolute())}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Store:
+        """The store of `to_dict`."""
+        return cls(Profile.from_dict(values['profile']), Dataset.from_dict(values['dataset']), Path(values['results']),
+                   Means.from_dict(values['means']), values['data'] and Path(values['data']))
+
+
+def open_store(profile: str | Profile = 'mini', data: str | Path | None = None, results: str | Path | None = None,
+               **means: Any) -> Store:
+    """The store of a profile; its data set is made or checked first.
+
+    Args:
+        data: folder of the data set, for the profiles that take one.
+        results: folder for results; default: results/ of the kit.
+        means: of `Means`, such as device, jobs or workers.
+    Errors: SettingError; DataError.
+    """
+    profile = find_profile(profile) if isinstance(profile, str) else profile
+    given = Means.from_dict(means)
+    dataset = prepare(profile.data, Path(data).absolute() if data else None, first_images=profile.first_images)
+    return Store(profile, dataset, Path(results).absolute() if results else ROOT / 'results', given,
+                 data and Path(data).absolute())
+
+
+def read_scalars(folder: Path) -> pd.DataFrame:
+    """What was logged in a run's folder; see `Store.scalars`."""
+    file = folder / SCALARS
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    return pd.DataFrame(lines, columns=None if lines else ['step', 'loss'])
+
+
+def unfinished(folder: Path) -> State:
+    """The state of a run whose folder has no record."""
+    progress = read_progress(folder)
+    if not progress:
+        return State('missing', 'never run')
+    if progress['phase'] == 'failed':
+        return State('failed', progress.get('error', ''))
+    if progress['host'] == platform.node() and not training_process(folder):
+        return State('failed', f'killed at step {progress["step"]} of {progress["steps"]}')
+    return State('running', f'step {progress["step"]} of {progress["steps"]}')
+
+
+def file_hashes(run: Run) -> dict[str, str]:
+    """SHA-256 of the weight files that a run's settings name."""
+    return {key: sha256(path) for key, path in run.recipe.files().items()}
+
+
+def _same_files(run: Run, recorded: dict[str, str]) -> bool:
+    """Published files are known by the digits in their names: they need not lie here to tell a record's state."""
+    given, addresses = file_hashes(run), run.published_files()
+    return recorded.keys() == given.keys() | addresses.keys() and all(
+        recorded[key] == value for key, value in given.items()) and all(
+        recorded[key].startswith(published.digits(published.file_name(url))) for key, url in addresses.items())

@@ -1,0 +1,176 @@
+"""The paper's results as targets: the notebook that tells each, with which parameters, and the runs behind it."""
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from amdlib.errors import RunError, SettingError
+from amdlib.paper.pairs import GROUPS, find_group
+from amdlib.paper.tables import PHI, TABLES
+from amdlib.runs import batch, notebooks
+from amdlib.runs.run import Run, row_runs, sweep_runs, table_runs, with_teachers
+from amdlib.runs.store import RECORD, Store
+from amdlib.words import log
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the caller asks of every target; None and empty values leave a notebook's own."""
+    group: str | None = None
+    seeds: tuple[int, ...] = (0,)
+    values: tuple[Any, ...] = ()                            # of the sweep
+    settings: dict[str, Any] = field(default_factory=dict)  # of every run
+    methods: tuple[str, ...] = ()                           # losses of the user's, lines of the tables
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if self.group:
+            find_group(self.group)
+
+    def parameters(self) -> dict[str, Any]:
+        """As parameters of notebooks, those that were given."""
+        return {name: value for name, value in (
+            ('group', self.group), ('seeds', list(self.seeds)), ('values', list(self.values) or None),
+            ('settings', dict(self.settings) or None), ('methods', list(self.methods) or None),
+            ('force', self.force or None)) if value is not None}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A table, a figure or a notebook to think with."""
+    name: str                       # of the make target `reproduce-<name>` and of the files
+    title: str
+    notebook: str
+    runs: Callable[[Store, Given], list[Run]] = field(repr=False)
+    parameters: dict = field(default_factory=dict, hash=False)      # of the notebook, besides what the caller gives
+    groups: tuple[str, ...] = tuple(GROUPS)
+    sweep: str | None = None        # folder of the executed notebooks, where every run has one
+
+    @property
+    def file(self) -> Path:
+        """Its notebook."""
+        return notebooks.NOTEBOOKS / f'{self.notebook}.ipynb'
+
+    def executed(self, runs: Iterable[Run], store: Store) -> dict[Run, Path]:
+        """Where the executed notebook of each run of a sweep lies; {} for other targets."""
+        return {run: store.folder / self.sweep / f'{run.id}.ipynb' for run in runs} if self.sweep else {}
+
+
+def _of_table(name: str) -> Callable[[Store, Given], list[Run]]:
+    return lambda store, given: table_runs(name, store.profile, given.group, given.seeds, given.settings,
+                                           given.methods)
+
+
+def _of_rows(*names: str) -> Callable[[Store, Given], list[Run]]:
+    """The rows of one group: the given one or RetinaNet."""
+    return lambda store, given: row_runs(given.group or 'retinanet', names, store.profile, given.seeds[0],
+                                         given.settings)
+
+
+def _of_sweep(store: Store, given: Given) -> list[Run]:
+    return sweep_runs(f'{given.group or "reppoints"}-amd', 'phi', given.values or PHI, store.profile, given.seeds,
+                      given.settings)
+
+
+TARGETS: dict[str, Target] = {target.name: target for target in (
+    *(Target(name, f'Table {table.number}: {table.title}', table.notebook or name, _of_table(name),
+             {'table': name} if table.notebook else {}, table.groups) for name, table in TABLES.items()),
+    Target('fig1', "Fig. 1: the teacher's attention", 'fig1', _of_rows('teacher'), {'write': True}),
+    Target('fig3', 'Fig. 3: feature maps', 'fig3', _of_rows('teacher', 'baseline', 'fgd', 'mgd', 'amd'),
+           {'write': True}),
+    Target('fig4', 'Fig. 4: mAP and mAR over phi', 'fig4', _of_sweep, sweep='sweep_phi'),
+    Target('method', 'The method, equation by equation', 'method', _of_rows('teacher', 'baseline')),
+    Target('explore_masks', 'What a mask covers', 'explore_masks', _of_rows('teacher'), {'write': True}),
+)}
+
+
+def find_targets(names: Iterable[str], group: str | None = None) -> list[Target]:
+    """Targets by name; 'all' is every one (that concerns the group, where one is given).
+
+    Errors: SettingError for an unknown name or group.
+    """
+    names = list(names)
+    if unknown := [name for name in names if name not in (*TARGETS, 'all')]:
+        raise SettingError(f'unknown target {unknown[0]!r}; expected one of: {", ".join(TARGETS)}, all')
+    if group:
+        find_group(group)
+    if 'all' not in names:
+        return [TARGETS[name] for name in names]
+    return [target for target in TARGETS.values() if not group or group in target.groups]
+
+
+def reproduce(targets: list[Target], store: Store, given: Given) -> None:
+    """Train what the targets lack, then execute their notebooks; each takes of what is given the parameters it has.
+
+    Errors: RunError for what no notebook takes, before anything starts; at the end, naming what failed; nothing that
+        could be made is left out.
+    """
+    known = _parameters(targets, given)
+    wanted, failed = {target: target.runs(store, given) for target in targets}, []
+    if len(targets) > 1:  # one batch keeps every core or card busy; a single notebook trains what it lacks itself
+        try:
+            executed = {run: path for target, runs in wanted.items()
+                        for run, path in target.executed(runs, store).items()}
+            batch.run_missing([run for runs in wanted.values() for run in runs], store, force=given.force,
+                              executed=executed)
+        except RunError as error:
+            failed.append(str(error))
+        given = replace(given, force=False)
+    for target in targets:
+        lacking = [run.id for run in wanted[target] if store.state(run).name != 'done'
+                   ] if len(targets) > 1 else []    # a single notebook trains them
+        if lacking:
+            failed.append(f'{target.name}: not made, it lacks {", ".join(lacking)}')
+            continue
+        log.info(f'\n{target.title} ({target.notebook}.ipynb)')
+        own = {name: value for name, value in given.parameters().items() if name in known[target]}
+        try:
+            notebooks.execute(target.file, store.folder / f'{target.name}.ipynb',
+                              {**store.parameters(), **target.parameters, **own})
+        except RunError as error:
+            failed.append(f'{target.name}: {error}')
+    if failed:
+        raise RunError('\n'.join(failed))
+
+
+def _parameters(targets: list[Target], given: Given) -> dict[Target, dict]:
+    """The parameters of each target's notebook; RunError where none has one of those that differ from the default."""
+    known = {target: notebooks.check(target.file, target.parameters) for target in targets}
+    default = Given().parameters()
+    for name, value in given.parameters().items():
+        if value != default.get(name) and not any(name in parameters for parameters in known.values()):
+            notebooks.check(targets[0].file, [name])
+    return known
+
+
+def status(targets: list[Target], store: Store, given: Given) -> None:
+    """Say of every run that the targets need its state and why, then how far each target is."""
+    _parameters(targets, given)
+    wanted = {target: target.runs(store, given) for target in targets}
+    runs = with_teachers(run for runs in wanted.values() for run in runs)
+    states = {run: store.state(run) for run in runs}
+    width = max((len(run.id) for run in runs), default=0)
+    for run, found in states.items():
+        told = f'{found.record["numbers"]["mAP"]:.1f} mAP' if found.name == 'done' else found.why
+        note = f' ({found.note})' if found.note else ''
+        needed = ' '.join(target.name for target, own in wanted.items() if run in own) or 'as a teacher'
+        log.info(f'{run.id:{width}}  {found.name:8} {told}{note}  [{needed}]')
+    counts = Counter(found.name for found in states.values())
+    log.info(f'\n{len(runs)} runs: ' + ', '.join(f'{count} {name}' for name, count in counts.most_common()))
+    for target, own in wanted.items():
+        done = [run for run in own if states[run].name == 'done']
+        log.info(f'{target.name:14} {len(done)} of {len(own)} runs done; {_output(target, done, store)}')
+
+
+def _output(target: Target, done: list[Run], store: Store) -> str:
+    notebook = store.folder / f'{target.name}.ipynb'
+    if notebook.with_suffix('.failed.ipynb').is_file():
+        return f'its notebook failed: {notebook.with_suffix(".failed.ipynb")}'
+    if not notebook.is_file():
+        return 'not executed yet'
+    made_s = notebook.stat().st_mtime
+    newer = [run.id for run in done if (store.run_folder(run) / RECORD).stat().st_mtime > made_s]
+    return f'executed before {", ".join(newer)} ended' if newer else 'executed'

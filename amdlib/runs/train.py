@@ -1,0 +1,242 @@
+"""Train one run, its teacher first where that is missing, and leave its record."""
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+
+from amdlib import methods
+from amdlib.datasets import coco_images
+from amdlib.engine import checkpoints, processes
+from amdlib.engine.training import Task, disk_is_full, evaluate, train_and_test
+from amdlib.errors import RunError
+from amdlib.files import read_json, sha256, write_json
+from amdlib.runs import fingerprints, teacher_check
+from amdlib.runs.config import config, describe_lr, settings_hash
+from amdlib.runs.device import check_it_fits, full_gpu
+from amdlib.runs.progress import ProgressReport, training_process
+from amdlib.runs.run import Run
+from amdlib.runs.store import RECORD, Store
+from amdlib.words import log, minutes
+
+FORMAT = 2                      # of a record; 1 had its config as text
+UNFINISHED = 'unfinished.json'  # what an interrupted run was made with
+
+
+@dataclass(frozen=True)
+class TellLr:
+    """Says at the start how the learning rate came about."""
+    run: Run
+
+    def __call__(self, given: float, used: float) -> None:
+        log.info(f'{self.run.id}: {describe_lr(self.run, given, used)}')
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A run ready to train: its folder, Config and weight files, and what a record must agree with to count."""
+    run: Run
+    folder: Path
+    cfg: Config
+    files: dict[str, str]
+    made_with: dict[str, Any]
+
+
+def train(run: Run, store: Store, *, force: bool = False, resume: bool = False, work_dir: Path | None = None,
+          cfg_options: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Train and evaluate one run, its teacher first where that is missing; return the record.
+
+    A finished run is not trained again unless `force`; a stale one is, and said so. An interrupted one goes on from its
+    last whole checkpoint where settings, data, code, teacher and versions are the same, unless `force`; with `resume`
+    it is an error where it cannot. `cfg_options` are mmengine's dotted keys; such a run is recorded in `work_dir`,
+    outside the tables.
+    Errors: RunError; whatever training raises, after progress.json has said `failed`.
+    """
+    _check_words(store, force, resume, cfg_options, work_dir)
+    folder = Path(work_dir) if work_dir else store.run_folder(run)
+    if work_dir is None and (record := _finished(run, store, force)):
+        return record
+    check_it_fits(run, len(coco_images(store.dataset.train_ann)), store.dataset.name)
+    if (pid := training_process(folder)) not in (None, os.getpid()):    # an earlier failure of this one is over
+        raise RunError(f'{run.id}: process {pid} is training it in {folder}')
+    teacher = run.teacher()
+    taught_by = train(teacher, store) if teacher else None
+    folder.mkdir(parents=True, exist_ok=True)
+    report = ProgressReport(folder, run.id)
+    with _failure_told(run, folder, report):
+        files = run.find_files(store.means.sources)
+        hashes = {key: sha256(path) for key, path in files.items()}
+        checked = teacher_check.check(run, store, taught_by, files, hashes, evaluate, report)
+    ready = _prepare(run, store, folder, taught_by, files, hashes, cfg_options)
+    checkpoint = None if force else _interrupted(ready, resume)
+    if checkpoint is None:
+        _clear(folder)
+    config_data = portable(ready.cfg.to_dict())     # before anything is set that belongs to this machine only
+    ready.cfg.resume, ready.cfg.load_from = checkpoint is not None, checkpoint and str(checkpoint)
+    if store.means.tensorboard:     # no part of the settings: it changes no number
+        ready.cfg.visualizer.vis_backends.append(
+            dict(type='TensorboardVisBackend', save_dir=str(folder / 'tensorboard')))
+    write_json(folder / UNFINISHED, ready.made_with)
+    (folder / 'error.txt').unlink(missing_ok=True)      # of the part before a resume
+    report('start', 0, 1)
+    code = fingerprints.commit()
+    task = Task(run.id, ready.cfg, folder, files, {
+        'run': run.id, 'profile': run.profile.name, 'classes': list(store.dataset.classes), **code}, report,
+        run.recipe.gpus, TellLr(run))
+    with _failure_told(run, folder, report):
+        outcome = processes.launch(task, task.gpus, folder / 'mmengine') if task.gpus > 1 else train_and_test(task)
+    record = {**_identity(run, files), 'config': config_data, 'code': code, **ready.made_with, **outcome,
+              'gpus': run.recipe.gpus, 'host': platform.platform(), 'machine': fingerprints.machine(),
+              'teacher_check': checked}
+    write_json(folder / RECORD, record)
+    # weights.pth is what is kept; checkpoints serve an unfinished run only
+    for unfinished in [folder / UNFINISHED, *(folder / 'mmengine').glob('*.pth'),
+                       *(folder / 'mmengine').glob('.*.pth.*'), folder / 'mmengine' / 'last_checkpoint']:
+        unfinished.unlink(missing_ok=True)
+    report('done', 1, 1)
+    log.info(f'{run.id}: {record["numbers"]["mAP"]:.1f} mAP, {minutes(record["wall_s"])} ({record["device"]})')
+    return record
+
+
+def plain(value: Any) -> Any:
+    """A Config's content as JSON has it."""
+    return json.loads(json.dumps(value))
+
+
+def portable(value: Any) -> Any:
+    """The same without folders of this machine: of a path its last part, as the settings hash has it."""
+    if isinstance(value, dict):
+        return {key: portable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [portable(item) for item in value]
+    return Path(value).name if isinstance(value, str) and value.startswith('/') else plain(value)
+
+
+def _check_words(store: Store, force: bool, resume: bool, cfg_options: dict | None, work_dir: Path | None) -> None:
+    """RunError for arguments that do not go together, or need what is not installed."""
+    if cfg_options and work_dir is None:
+        raise RunError('--cfg-options changes the experiment outside the table of rows: give it a --work-dir')
+    if force and resume:
+        raise RunError('--force trains from the beginning, --resume goes on: give one of them')
+    if store.means.tensorboard and importlib.util.find_spec('tensorboard') is None:
+        raise RunError('--tensorboard needs the package tensorboard: make setup, or pip install tensorboard')
+
+
+def _finished(run: Run, store: Store, force: bool) -> dict[str, Any] | None:
+    """The record of a run that need not be trained again."""
+    found = store.state(run)
+    if found.name == 'stale':
+        log.info(f'{run.id}: its record is stale ({found.why}); training it again')
+    if found.name != 'done' or force:
+        return None
+    note = f'; {found.note}' if found.note else ''
+    log.info(f'{run.id}: done already, {found.record["numbers"]["mAP"]:.1f} mAP{note} '
+             '(FORCE=1 or --force trains it again)')
+    return found.record
+
+
+def _prepare(run: Run, store: Store, folder: Path, taught_by: dict[str, Any] | None, files: dict[str, str],
+             hashes: dict[str, str], cfg_options: dict[str, Any] | None) -> _Prepared:
+    teacher, dataset = run.teacher(), store.dataset
+    taught = store.weights(teacher) if teacher else None
+    cfg = config(run, dataset, folder / 'mmengine', taught)
+    if cfg_options:
+        cfg.merge_from_dict(cfg_options)
+    if store.means.workers is not None:
+        _set_workers(cfg, store.means.workers)
+    made_with = {
+        'settings_hash': settings_hash(cfg), 'files': hashes, 'code_fingerprint': fingerprints.code_fingerprint(run),
+        'data': {'name': dataset.name, 'fingerprint': dataset.fingerprint, 'notes': list(dataset.notes)},
+        'teacher': taught and {'id': teacher.id, 'weights_sha256': sha256(taught)},
+        'versions': fingerprints.versions()}
+    if not cfg_options:
+        made_with['settings_key'] = fingerprints.settings_key(run, dataset)
+    return _Prepared(run, folder, cfg, files, made_with)
+
+
+def _identity(run: Run, files: dict[str, str]) -> dict[str, Any]:
+    """What a record says of which run it is; no path of this machine."""
+    outside = run.row.method and methods.is_outside(run.row.method)
+    return {
+        'format': FORMAT, 'id': run.id, 'row': run.row.id, 'group': run.row.group.name, 'label': run.row.label,
+        'profile': run.profile.name, 'seed': run.seed,
+        'settings': {key: Path(value).name if key in files else value for key, value in run.settings.items()},
+        'file_names': {key: Path(path).name for key, path in files.items()},
+        'method_file': {'name': methods.method_file(run.row.method).name,
+                        'sha256': sha256(methods.method_file(run.row.method))} if outside else None}
+
+
+@contextlib.contextmanager
+def _failure_told(run: Run, folder: Path, report: ProgressReport) -> Iterator[None]:
+    """An error is left in error.txt and progress.json before it goes on; a full GPU or disk says what to do."""
+    try:
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            raise RunError(full_gpu(run, error)) from error
+        except (OSError, RuntimeError) as error:
+            if not disk_is_full(error):
+                raise
+            raise RunError(f'{run.id}: the disk is full: {shutil.disk_usage(folder).free / 1e6:.0f} MB are free at '
+                           f'{folder}. Make room; started again, the run goes on from its last whole '
+                           'checkpoint') from error
+    except BaseException as error:
+        with contextlib.suppress(OSError):  # the disk may be full
+            (folder / 'error.txt').write_text(traceback.format_exc())
+        with contextlib.suppress(OSError):
+            report('failed', 0, 1, error=f'{type(error).__name__}: {error}'.splitlines()[0].rstrip(':'))
+        raise
+
+
+def _set_workers(cfg: Config, workers: int) -> None:
+    if cfg.train_dataloader.dataset.pipeline[0].type != 'SeedPicture':
+        raise RunError(f'workers={workers}: at this profile the training process reads its own pictures; others '
+                       'would change how they are flipped, and so the numbers')
+    for loader in (cfg.train_dataloader, cfg.test_dataloader):
+        loader.num_workers = workers
+
+
+def _interrupted(ready: _Prepared, resume: bool) -> Path | None:
+    """The checkpoint from which an interrupted run goes on, or None and why not where there was something."""
+    note, run = ready.folder / UNFINISHED, ready.run
+    left = None
+    with contextlib.suppress(FileNotFoundError):
+        left = read_json(note)
+    names = {'settings_hash': 'settings', 'code_fingerprint': 'code', 'files': 'weight files'}
+    other = [] if left is None else [names.get(key, key) for key, value in ready.made_with.items()
+                                     if key != 'settings_key' and left.get(key) != plain(value)]
+    if left is None:
+        why = 'no interrupted run is there'
+    elif other:
+        why = f'the interrupted run was made with other {", ".join(other)}'
+    elif checkpoint := checkpoints.newest_whole(ready.folder / 'mmengine'):
+        epoch = checkpoint.stem.removeprefix('epoch_')
+        log.info(f'{run.id}: goes on after epoch {epoch} of {run.epochs} (--force trains from the beginning)')
+        return checkpoint
+    else:
+        why = 'the interrupted run left no whole checkpoint'
+    if resume:
+        raise RunError(f'{run.id}: cannot resume in {ready.folder}: {why}')
+    if left is not None:
+        log.info(f'{run.id}: starts from the beginning: {why}')
+    return None
+
+
+def _clear(folder: Path) -> None:
+    """Take an older record away before its run is made again: record first, then what it speaks of."""
+    for name in (RECORD, UNFINISHED, 'weights.pth', 'detections.json.gz', 'error.txt', 'progress.json',
+                 'scalars.jsonl'):
+        (folder / name).unlink(missing_ok=True)
+    for name in ('mmengine', 'tensorboard'):
+        shutil.rmtree(folder / name, ignore_errors=True)

@@ -1,0 +1,5 @@
+"""Beyond the tables: a dry run of every row at full size, what each row costs, and detectors for use elsewhere.
+
+What trains or draws is not here.
+"""
+from amdlib import mmcv_ext  # noqa: F401  (serves mmcv's operators, so before anything imports mmdet)

@@ -1,0 +1,145 @@
+"""Sweeps: one row over the values of one of its method's options; records in, tidy and readable tables out.
+
+A *tidy* sweep has one line a value and metric: option, value, seeds, metric, ours and sd (over seeds, percent), and the
+runs behind it (group, row, runs, settings_hash, data, commit).
+"""
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from amdlib.datasets import coco_images
+from amdlib.errors import RunError
+from amdlib.paper.pairs import find_group
+from amdlib.runs.run import Run
+from amdlib.runs.store import Store
+from amdlib.show.tables import LIMITS, as_markdown, check_numbers, version_notes, write_csv, write_markdown
+from amdlib.show.values import assumptions
+from amdlib.words import number
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+METRICS = ('mAP', 'mAR')
+
+
+class Sweep:
+    """A row over the values of an option, from the records of its runs; in a notebook it shows a line a value.
+
+    What lies in the store is read at the first use, so one that was made before training shows what came of it.
+
+    Args:
+        runs: of `sweep_runs`; all of them must be done.
+        shares: 0 to 1 by value of the option, each a metric of its own, such as the masked share.
+    Errors: RunError, at the first use, naming every run that is not done.
+    """
+
+    def __init__(self, runs: Iterable[Run], store: Store, option: str,
+                 shares: Mapping[str, pd.Series] | None = None) -> None:
+        self.runs, self.store, self.option, self.shares = list(runs), store, option, shares
+
+    @functools.cached_property
+    def records(self) -> pd.DataFrame:
+        """A line a run: `Store.collect`."""
+        return self.store.collect(self.runs)
+
+    @functools.cached_property
+    def cells(self) -> pd.DataFrame:
+        """The tidy sweep."""
+        return tidy(self.runs, self.records, self.option, self.shares)
+
+    @functools.cached_property
+    def notes(self) -> str:
+        """Markdown: what the numbers can and cannot show, and what was found."""
+        return reading_notes(self.cells, self.store, self.records)
+
+    def figure(self) -> Figure:
+        """mAP and mAR, and the share of masked positions where there is one, over the option."""
+        return self._figure
+
+    @functools.cached_property
+    def _figure(self) -> Figure:     # once: a notebook shows every figure that is drawn
+        from amdlib.show import charts  # matplotlib, which a sweep on the command line does not need
+        return charts.sweep(self.cells, 'threshold phi (Eq. 4)' if self.option == 'phi' else self.option)
+
+    def write(self, name: str, title: str) -> Path:
+        """Write `<name>.csv`, `.md` and the figure into the store's folder; return the `.md`."""
+        from amdlib.show import charts
+        written = write(self.cells, self.notes, self.store.folder / name, title)
+        charts.save(self.figure(), self.store.folder / name)
+        return written
+
+    def check(self) -> None:
+        """RunError where a number does not follow from the stored detections, or the records are others by now."""
+        check_numbers(self.runs, self.store)
+        if not tidy(self.runs, self.store.collect(self.runs), self.option, self.shares).equals(self.cells):
+            raise RunError(f'{self.option}: its runs have other records by now; make the sweep again')
+
+    def __repr__(self) -> str:
+        return as_markdown(wide(self.cells))
+
+    def _repr_html_(self) -> str:
+        return wide(self.cells).to_html(index=False)
+
+
+def tidy(runs: Sequence[Run], records: pd.DataFrame, option: str, shares: Mapping[str, pd.Series] | None = None,
+         ) -> pd.DataFrame:
+    """Tidy cells of a sweep from `Store.collect`'s records, in the order of the values.
+
+    Args:
+        shares: as of `Sweep`.
+    """
+    value_of = {run.id: run.value(option) for run in runs}
+    lines = []
+    for value, own in records.groupby(records.run.map(value_of)):
+        behind = {'group': own.group.iloc[0], 'row': own.row.iloc[0], 'runs': ' '.join(own.run),
+                  'settings_hash': ' '.join(sorted(set(own.settings_hash))), 'data': own.data.iloc[0],
+                  'commit': ' '.join(sorted({str(c) for c in own.commit}))}
+        cell = {'option': option, 'value': value, 'seeds': len(own)}
+        lines += [{**cell, 'metric': metric, 'ours': own[metric].astype(float).mean(),
+                   'sd': own[metric].astype(float).std(), **behind} for metric in METRICS]
+        lines += [{**cell, 'metric': name, 'ours': 100 * float(share[value]), 'sd': float('nan'), **behind}
+                  for name, share in (shares or {}).items()]
+    return pd.DataFrame(lines)
+
+
+def wide(cells: pd.DataFrame) -> pd.DataFrame:
+    """A sweep for reading: a line a value."""
+    def told(own: pd.DataFrame) -> str:
+        (cell,) = own.itertuples()
+        return number(cell.ours) + (f' ± {cell.sd:.1f}' if cell.seeds > 1 and pd.notna(cell.sd) else '')
+    lines = [{cells.option.iloc[0]: value, **{metric: told(own[own.metric == metric])
+                                              for metric in own.metric}} for value, own in cells.groupby('value')]
+    return pd.DataFrame(lines).rename(columns={'masked_share': 'masked positions, %'})
+
+
+def reading_notes(cells: pd.DataFrame, store: Store, records: pd.DataFrame) -> str:
+    """Markdown: what a sweep can and cannot show, and what was found.
+
+    Args:
+        records: `Store.collect` of the runs behind the cells.
+    """
+    option, group = cells.option.iloc[0], cells.group.iloc[0]
+    best = cells[cells.metric == 'mAP'].sort_values('ours')
+    lowest, highest = (value if isinstance(value, str) else f'{value:g}' for value in best.value.iloc[[0, -1]])
+    images, seeds = len(coco_images(store.dataset.test_ann)), int(cells.seeds.min())
+    lines = [store.profile.can_show, f'{images} test images, {seeds} seed{"s" if seeds > 1 else ""} a value' + (
+        '.' if seeds > 1 else ': the spread between seeds is not known, so a curve of this kind is partly chance.'),
+        f'{find_group(group).student_label}: highest mAP {best.ours.iloc[-1]:.1f} at {option} = '
+        f'{highest}, lowest {best.ours.iloc[0]:.1f} at {lowest}.']
+    if group == 'reppoints' and option == 'phi':    # of Fig. 4 the text alone is left, and it names this point
+        lines.append("The paper's best point (COCO, RepPoints): 42.7 mAP and 58.8 mAR; its value of phi was lost.")
+    lines += [*version_notes(records), assumptions(), *(f'Data: {note}.' for note in store.dataset.notes)]
+    return '\n'.join(f'- {line}' for line in lines)
+
+
+def write(cells: pd.DataFrame, notes: str, stem: Path, title: str) -> Path:
+    """Write `stem`.csv (every cell, full precision) and `stem`.md (for reading); return the latter."""
+    write_csv(cells, stem.with_suffix('.csv'))
+    return write_markdown(stem.with_suffix('.md'), [
+        f'# {title}', f'{cells.row.iloc[0]} of {cells.group.iloc[0]} over {cells.option.iloc[0]}; all numbers in '
+        'percent.', as_markdown(wide(cells)), LIMITS, notes])

@@ -1,0 +1,317 @@
+"""Tables beside the paper's numbers: records in, tidy and readable tables out; and words for a run.
+
+A *tidy* table has one line a cell: table, group, row, label, metric, ours and sd (over seeds, percent), seeds,
+difference (to the table's reference row), paper, paper_difference, and the runs behind it (runs, settings_hash, data,
+commit). A row that the paper lacks, a control or a loss of your own, is a line without its numbers.
+"""
+from __future__ import annotations
+
+import functools
+import html
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from mmengine.config import ConfigDict
+
+from amdlib.datasets import Dataset, coco_images
+from amdlib.errors import RunError
+from amdlib.files import write_text
+from amdlib.paper.pairs import Group, find_group
+from amdlib.paper.printed import paper_label, paper_value
+from amdlib.paper.profiles import Profile
+from amdlib.paper.rows import ROWS, Row
+from amdlib.paper.tables import TABLES, Table, find_table, table_numbered
+from amdlib.runs.config import config
+from amdlib.runs.run import Run
+from amdlib.runs.store import Store
+from amdlib.show.values import assumptions
+from amdlib.words import log, minutes, number, plural
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LIMITS = '## What this can and cannot show'
+
+
+class Comparison:
+    """One of the paper's tables from the records of runs; in a notebook it shows a part a group.
+
+    What lies in the store is read at the first use, so one that was made before training shows what came of it.
+
+    Args:
+        table: its name, or the table itself.
+        runs: of `table_runs`; all of them must be done.
+    Errors: RunError, at the first use, naming every run that is not done.
+    """
+
+    def __init__(self, table: str | Table, store: Store, runs: Iterable[Run]) -> None:
+        self.table = find_table(table) if isinstance(table, str) else table
+        self.store, self.runs = store, list(runs)
+
+    @functools.cached_property
+    def records(self) -> pd.DataFrame:
+        """A line a run: `Store.collect`."""
+        return self.store.collect(self.runs)
+
+    @functools.cached_property
+    def cells(self) -> pd.DataFrame:
+        """The tidy table."""
+        return tidy(self.table, self.records)
+
+    @functools.cached_property
+    def notes(self) -> str:
+        """Markdown: what the numbers can and cannot show, and what was found."""
+        return reading_notes(self.cells, self.store, self.records)
+
+    def figure(self) -> Figure:
+        """Differences in mAP, here and in the paper."""
+        return self._figure
+
+    @functools.cached_property
+    def _figure(self) -> Figure:     # once: a notebook shows every figure that is drawn
+        from amdlib.show import charts  # matplotlib, which a table on the command line does not need
+        return charts.differences(self.cells)
+
+    def write(self) -> Path:
+        """Write the table (`.csv`, `.md`) and its figure into the store's folder; return the `.md`."""
+        from amdlib.show import charts
+        written = write(self.cells, self.notes, self.store)
+        charts.save(self.figure(), written.with_suffix(''))
+        return written
+
+    def check(self) -> None:
+        """RunError where a number does not follow from the stored detections, or the records are others by now."""
+        check_numbers(self.runs, self.store)
+        if not tidy(self.table, self.store.collect(self.runs)).equals(self.cells):
+            raise RunError(f'{self.table.name}: its runs have other records by now; make the table again')
+
+    def __repr__(self) -> str:
+        return readable(self.cells, self.store.profile)
+
+    def _repr_html_(self) -> str:
+        return ''.join(f'<p><b>{html.escape(group_title(group, self.store.profile))}</b></p>'
+                       f'{wide(self.cells, group).to_html(index=False)}' for group in self.cells.group.unique())
+
+
+# ---- tidy and for reading ---------------------------------------------------------------------------------------
+
+def tidy(table: str | Table, records: pd.DataFrame) -> pd.DataFrame:
+    """The tidy table of `Store.collect`'s records: one line a cell, means over seeds, in percent.
+
+    Errors: SettingError for an unknown table; RunError where two runs are the same line and seed.
+    """
+    table = find_table(table) if isinstance(table, str) else table
+    if (twice := records.duplicated(['group', 'row', 'seed'], keep=False)).any():
+        raise RunError(f'{", ".join(records.run[twice])}: they are the same line of the table, with the same seed')
+    lines = []
+    for (group, row), runs in records.groupby(['group', 'row'], sort=False):
+        reference = records[(records.group == group) & (records.row == table.reference)]
+        compared = row not in ('teacher', table.reference)
+        for metric in table.metrics:
+            printed = paper_value(table.number, group, row, metric)
+            printed_reference = paper_value(table.number, group, table.reference, metric)
+            values = runs[metric].astype(float)
+            lines.append({
+                'table': table.number, 'group': group, 'row': row,
+                'label': paper_label(table.number, group, row) or runs.label.iloc[0], 'metric': metric,
+                'ours': values.mean(), 'sd': values.std(), 'seeds': len(runs),
+                'difference': values.mean() - reference[metric].astype(float).mean() if compared else None,
+                'paper': printed,
+                'paper_difference': printed - printed_reference
+                if compared and None not in (printed, printed_reference) else None,
+                'runs': ' '.join(runs.run), 'settings_hash': ' '.join(sorted(set(runs.settings_hash))),
+                'data': runs.data.iloc[0], 'commit': ' '.join(sorted({str(c) for c in runs.commit}))})
+    return pd.DataFrame(lines).astype({'difference': float, 'paper': float, 'paper_difference': float})
+
+
+def wide(cells: pd.DataFrame, group: str) -> pd.DataFrame:
+    """One group of a tidy table for reading: a line a row; mAP, difference and paper in full, other numbers as
+    'ours (paper)'."""
+    table = table_numbered(cells.table.iloc[0])
+    lines = []
+    for (_, label), own in cells[cells.group == group].groupby(['row', 'label'], sort=False):
+        by_metric = own.set_index('metric')
+        m = by_metric.loc['mAP']
+        spread = f' ± {m.sd:.1f}' if m.seeds > 1 else ''
+        line = {'': label, 'mAP': f'{number(m.ours)}{spread}', table.difference: number(m.difference, '+.1f'),
+                'paper mAP': number(m.paper), f'paper {table.difference}': number(m.paper_difference, '+.1f')}
+        for metric in table.metrics[1:]:
+            c = by_metric.loc[metric]
+            line[metric] = number(c.ours) + (f' ({number(c.paper)})' if pd.notna(c.paper) else '')
+        lines.append(line)
+    return pd.DataFrame(lines)
+
+
+def readable(cells: pd.DataFrame, profile: Profile) -> str:
+    """Markdown: every group of a tidy table under its title."""
+    return '\n\n'.join(f'**{group_title(group, profile)}**\n\n{as_markdown(wide(cells, group))}'
+                       for group in cells.group.unique())
+
+
+def as_markdown(frame: pd.DataFrame) -> str:
+    """A table of texts as Markdown, its numbers as they are written."""
+    return frame.to_markdown(index=False, disable_numparse=True)
+
+
+def reference_label(table: Table) -> str:
+    """How a table prints the line that its differences are taken to."""
+    return table.label(ROWS[f'{table.groups[0]}-{table.reference}'])
+
+
+# ---- one run ----------------------------------------------------------------------------------------------------
+
+def overview(runs: Iterable[Run], store: Store) -> pd.DataFrame:
+    """A line a run: what it trains, for how long, and where it stands."""
+    def now(run: Run) -> str:
+        found = store.state(run)
+        return f'{found.name}{f" ({found.note})" if found.note else ""}'
+    return pd.DataFrame([{'run': run.id, 'detector': detector(run), 'epochs': run.epochs,
+                          'method': Path(run.row.method or 'none').name, 'now': now(run)} for run in runs])
+
+
+def beside_paper(run: Run, record: dict[str, Any]) -> pd.DataFrame:
+    """The 12 numbers of a run in percent, beside the paper's where a table has this row (and nothing is changed)."""
+    tables = [table for table in TABLES.values() if run.row in table.rows() and not run.settings
+              and (run.row.name != 'baseline' or table.name == 'table1')]
+    lines = []
+    for metric, ours in record['numbers'].items():
+        printed = {table.number: paper_value(table.number, run.row.group.name, run.row.name, metric)
+                   for table in tables}
+        where = [number for number, value in printed.items() if value is not None]
+        lines.append({'': metric, 'here': number(ours), 'paper': number(printed[where[0]] if where else None),
+                      'Table': ' '.join(where) or '–'})
+    return pd.DataFrame(lines).set_index('')
+
+
+def behind(run: Run, store: Store) -> pd.DataFrame:
+    """What is behind a run's numbers: settings, data, commit, device, time, folder. Errors: RunError if not done."""
+    record, note = store.record(run), store.state(run).note
+    return pd.Series({
+        'settings': record['settings_hash'], 'data': record['data']['fingerprint'], 'commit': record['code']['commit'],
+        'device': record['device'], 'training': minutes(record['train_s']), 'folder': store.run_folder(run).name,
+        **({'versions': note} if note else {})}).to_frame('')
+
+
+def check_numbers(runs: Iterable[Run], store: Store) -> None:
+    """RunError where a number of a run does not follow, to the last digit, from its stored detections."""
+    from amdlib.engine.coco import coco_numbers  # imports mmdet
+    runs, wrong = list(runs), []
+    for run in runs:
+        recorded = store.record(run)['numbers']
+        again = coco_numbers(store.dataset.test_ann, store.detections(run))
+        wrong += [f'{run.id}: {metric} is {recorded.get(metric)} in its record, by its detections {value}'
+                  for metric, value in again.items() if recorded.get(metric) != value]
+    if wrong:
+        raise RunError('\n'.join(wrong))
+    log.info(f'{plural(len(runs), "run", "runs")}: every number follows from the stored detections')
+
+
+# ---- words ------------------------------------------------------------------------------------------------------
+
+# a Config is made with the classes of a data set; no word here depends on them
+_ANY_DATA = Dataset('any', Path(), Path(), Path(), Path(), ('object',), '', ())
+
+
+@functools.cache
+def _trained(group: Group, profile: Profile, is_teacher: bool) -> ConfigDict:
+    """The detector that is trained as student or teacher."""
+    name = 'teacher' if is_teacher else 'baseline'
+    return config(Run(Row(group, name, name), profile), _ANY_DATA).model
+
+
+def detector(run: Run) -> str:
+    """What a run trains, in words, from its Config: `RetinaNet, ResNet-18 (width 16)`."""
+    group, is_teacher = run.row.group, run.row.is_teacher
+    model = _trained(group, run.profile, is_teacher)
+    name = group.teacher_label if is_teacher else group.student_label
+    if 'mask_head' not in model.get('roi_head', {}):    # DEVIATION no-masks, see runs/config.py
+        name = name.replace('Cascade Mask', 'Cascade')
+    backbone = model.backbone
+    size = backbone.get('depth') or backbone.get('arch')
+    width = f' (width {backbone.base_channels})' if 'base_channels' in backbone else ''
+    return f'{name}, {backbone.type}{f"-{size}" if isinstance(size, int | str) else ""}{width}'
+
+
+def group_title(group: str, profile: str | Profile) -> str:
+    """A group's heading: which student learns from which teacher."""
+    student, teacher = (detector(Run.of(f'{group}-{name}', profile)) for name in ('baseline', 'teacher'))
+    without = 'Mask' in find_group(group).teacher_label and 'Mask' not in teacher
+    return f'{student}, taught by {teacher}{" without masks: the data have none" if without else ""}'
+
+
+def version_notes(records: pd.DataFrame) -> list[str]:
+    """Which of `Store.collect`'s runs were made with other versions of what decides numbers; none: []."""
+    return [f'{plural(len(own), "run", "runs")} {note}: {", ".join(own.run)}.'
+            for note, own in records.groupby('note', sort=False) if note]
+
+
+def reading_notes(cells: pd.DataFrame, store: Store, records: pd.DataFrame) -> str:
+    """Markdown: what these numbers can and cannot show, and what was found, in plain words.
+
+    Args:
+        records: `Store.collect` of the runs behind the cells.
+    """
+    table, images = table_numbered(cells.table.iloc[0]), len(coco_images(store.dataset.test_ann))
+    students = cells[cells.row != 'teacher']
+    seeds = int((cells if students.empty else students).seeds.min())
+    lines = [store.profile.can_show, f'{images} test images, {seeds} seed{"s" if seeds > 1 else ""}' + (
+        '.' if seeds > 1 else ': the spread between seeds is not known, so read no order into close numbers.')]
+    of_map = cells[cells.metric == 'mAP'].set_index('row')
+    for group in cells.group.unique():
+        lines += _found(table, of_map[of_map.group == group], find_group(group))
+    lines += [*version_notes(records), assumptions(), *(f'Data: {note}.' for note in store.dataset.notes)]
+    return '\n'.join(f'- {line}' for line in lines)
+
+
+def _found(table: Table, rows: pd.DataFrame, group: Group) -> list[str]:
+    """What one group of a table shows; rows: its mAP cells by row."""
+    name = group.student_label
+    if table.reference not in rows.index:
+        return [f'{name}: *{reference_label(table)}* is not among the runs, so nothing is compared here.']
+    compared = rows[rows.difference.notna() & (rows.index != 'baseline')].sort_values('difference', ascending=False)
+    ranked = ', '.join(f'{row.label} {row.difference:+.1f}' for row in compared.itertuples()) or 'none'
+    reference = rows.loc[table.reference]
+    if table.reference == 'baseline':
+        ahead = f'baseline {number(reference.ours)} mAP'
+        if 'teacher' in rows.index:
+            ahead = (f'the teacher is {number(rows.loc["teacher", "ours"] - reference.ours, "+.1f")} mAP from the '
+                     f'baseline ({number(reference.ours)})')
+        return [f'{name}: {ahead}; gains: {ranked}.']
+    lines = [f'{name}: differences in mAP to *{reference.label}* ({number(reference.ours)}): {ranked}.']
+    if {'amd-allmasked', 'baseline'} <= set(rows.index):
+        gain = rows.loc['amd-allmasked', 'ours'] - rows.loc['baseline', 'ours']
+        started = ("a start from the teacher's neck and head, chance, and" if group.one_stage else 'chance and')
+        lines.append('*everything masked* is a control: the student gets no gradient from the distillation, so its '
+                     f"difference from the baseline ({number(gain, '+.1f')} mAP) does not come from the teacher's "
+                     f'features. What is left: {started} gradient clipping, which counts the gradients of the '
+                     'generation block too.')
+    return lines
+
+
+# ---- files ------------------------------------------------------------------------------------------------------
+
+def write(cells: pd.DataFrame, notes: str, store: Store) -> Path:
+    """Write `<table>.csv` (every cell, full precision) and `.md` (for reading) into the store's folder; return the
+    latter."""
+    table, profile = table_numbered(cells.table.iloc[0]), store.profile
+    means = 'gain in mAP over the baseline' if table.reference == 'baseline' else 'difference in mAP to that row'
+    write_csv(cells, store.folder / f'{table.name}.csv')
+    return write_markdown(store.folder / f'{table.name}.md', [
+        f'# Table {table.number}, profile `{profile.name}`',
+        f'{table.title}. COCO numbers in percent; in brackets the paper\'s. *{table.difference}*: {means}.',
+        readable(cells, profile), LIMITS, notes])
+
+
+def write_csv(frame: pd.DataFrame, path: Path, index: bool = False) -> None:
+    """Write a table of numbers; fractions to six decimals."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, frame.to_csv(index=index, float_format='%.6f'))
+
+
+def write_markdown(path: Path, parts: Iterable[str]) -> Path:
+    """Write a page of these parts; return its path."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, '\n\n'.join(parts) + '\n')
+    return path

@@ -1,0 +1,85 @@
+"""tables.py: the paper's six tables, line by line, and our controls beside them."""
+import csv
+
+import pytest
+
+from amdlib.engine.coco import METRICS
+from amdlib.errors import SettingError
+from amdlib.paper.pairs import GROUPS
+from amdlib.paper.printed import CSV
+from amdlib.paper.rows import ROWS
+from amdlib.paper.tables import TABLES, find_table, table_numbered
+
+with open(CSV, newline='') as file:
+    PRINTED = list(csv.DictReader(file))
+every_table = pytest.mark.parametrize('table', TABLES.values(), ids=TABLES)
+CONTROLS = {'II': ['baseline', 'amd-unmasked', 'amd-allmasked']}    # what we add to the paper's lines
+CONTROLS |= dict.fromkeys(('III', 'IV'), CONTROLS['II'])
+
+
+def printed(table):
+    return [line for line in PRINTED if line['table'] == table.number]
+
+
+def test_the_tables_are_the_papers():
+    assert [table.number for table in TABLES.values()] == list(dict.fromkeys(line['table'] for line in PRINTED))
+    assert all(name == table.name for name, table in TABLES.items())
+    for table in TABLES.values():
+        assert list(table.groups) == list(dict.fromkeys(line['group'] for line in printed(table)))
+        assert find_table(table.name) is table_numbered(table.number) is table
+
+
+@every_table
+def test_a_tables_lines_are_the_papers_and_our_controls(table):
+    for group in table.groups:
+        keys = [line['key'] for line in printed(table) if line['group'] == group]
+        assert set(table.lines) == {*keys, *CONTROLS.get(table.number, ())}
+        assert len(set(table.lines)) == len(table.lines)
+        assert [name for name in table.lines if name in keys] == keys      # in the paper's order
+
+
+@every_table
+def test_a_line_is_called_as_the_table_prints_it(table):
+    labels = {(line['group'], line['key']): line['row'] for line in printed(table)}
+    for row in table.rows():
+        assert table.label(row) == labels.get((row.group.name, row.name), row.label)
+
+
+@every_table
+def test_what_a_table_compares_to_and_prints_is_there(table):
+    assert table.reference in table.lines
+    assert set(table.metrics) <= set(METRICS)
+    for name in [metric for metric in METRICS if metric in PRINTED[0]]:     # a number that the paper has is shown
+        if name not in table.metrics:
+            assert not [line for line in printed(table) if line[name]]
+
+
+@every_table
+def test_rows_of_every_group_or_one(table):
+    rows = [ROWS[f'{group}-{line}'] for group in table.groups for line in table.lines]
+    assert table.rows() == rows
+    for group in table.groups:
+        assert table.rows(group) == [row for row in rows if row.group.name == group]
+
+
+def test_methods_from_outside_are_further_lines(tmp_path):
+    (tmp_path / 'own.py').write_text(
+        'from amdlib.methods.fitnet import FitNetLoss\nclass Mine(FitNetLoss):\n    pass\n')
+    table = TABLES['table1'].with_methods([f'{tmp_path}/own.py:Mine'])
+    assert TABLES['table1'].with_methods([]) == TABLES['table1']
+    rows = table.rows()
+    own = [row for row in rows if row not in TABLES['table1'].rows()]
+    assert [row.id for row in own] == [f'{group}-own.Mine' for group in GROUPS]
+    assert [table.label(row) for row in own] == ['Mine'] * len(GROUPS)
+    assert [row.name for row in table.rows('reppoints')] == [*TABLES['table1'].lines, 'own.Mine']
+
+
+def test_bad_input_is_refused_with_what_is_known():
+    with pytest.raises(SettingError, match='table7') as told:
+        find_table('table7')
+    assert all(name in str(told.value) for name in TABLES)
+    with pytest.raises(SettingError, match="table3 has no group 'retinanet'; expected one of: reppoints"):
+        TABLES['table3'].rows('retinanet')
+    with pytest.raises(SettingError, match="'retina'") as told:
+        TABLES['table1'].rows('retina')
+    assert all(name in str(told.value) for name in GROUPS)

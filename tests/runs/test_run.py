@@ -1,0 +1,282 @@
+"""run.py: runs by name, their teachers and files; the runs behind tables, figures and sweeps; runs as JSON."""
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from amdlib.errors import SettingError
+from amdlib.files import ROOT
+from amdlib.paper.pairs import GROUPS
+from amdlib.paper.profiles import DRY_RUN, PROFILES
+from amdlib.paper.rows import ROWS, find_row
+from amdlib.paper.tables import TABLES
+from amdlib.runs.recipe import Means
+from amdlib.runs.run import Run, row_runs, sweep_runs, table_runs, with_teachers
+from amdlib.weights import published
+from amdlib.weights.published import Sources
+
+METHOD_ROWS = [row.id for row in ROWS.values() if row.method]
+
+
+# ---- one run ----------------------------------------------------------------------------------------------------
+
+def test_ids_are_unique_stable_and_carry_the_settings():
+    assert Run.of('retinanet-amd', 'mini').id == 'retinanet-amd-s0'
+    assert Run.of('reppoints-amd', 'mini', 2, {'phi': 0.7}).id == 'reppoints-amd+phi=0.7-s2'
+    first, second = {'phi': 0.7, 'epochs': 3}, {'epochs': 3, 'phi': 0.7}
+    assert Run.of('retinanet-amd', 'mini', 0, first) == Run.of('retinanet-amd', 'mini', 0, second)
+    assert Run.of('retinanet-amd', 'mini', 0, first).id == 'retinanet-amd+epochs=3+phi=0.7-s0'
+    runs = [Run.of(row, 'mini', seed, settings) for row in METHOD_ROWS for seed in (0, 1)
+            for settings in ({}, {'epochs': 3}, {'lr': 0.001})]
+    assert len({run.id for run in runs}) == len(set(runs)) == len(runs)
+
+
+def test_a_file_stands_in_the_name_without_its_folder(weight_file):
+    run = Run.of('retinanet-baseline', 'mini', 0, {'backbone': str(weight_file)})
+    assert run.id == 'retinanet-baseline+backbone=r18-s0'
+
+
+def test_a_setting_that_is_the_rows_own_value_is_the_row_itself():
+    assert Run.of('retinanet-amd', 'mini', 0, {'mask_ratio': 0.65}) == Run.of('retinanet-amd', 'mini')
+    assert Run.of('faster_rcnn-amd', 'mini', 0, {'mask_ratio': 0.65}).id == 'faster_rcnn-amd+mask_ratio=0.65-s0'
+    assert Run.of('retinanet-amd-channel', 'mini', 0, {'spatial': 'random'}).id == 'retinanet-amd-channel-s0'
+
+
+def test_a_runs_value_of_an_option_is_the_settings_the_rows_or_the_class_own():
+    assert Run.of('retinanet-amd', 'mini', 0, {'phi': 0.7}).value('phi') == 0.7
+    assert Run.of('retinanet-amd', 'mini').value('phi') == ROWS['retinanet-amd'].value('phi') == 1.0
+    assert Run.of('faster_rcnn-amd', 'mini').value('mask_ratio') == 0.45        # of the row, at the paper's scale
+    assert Run.of('faster_rcnn-amd', 'mini').value('alpha') == 5e-7
+    assert ROWS['faster_rcnn-amd-within'].value('channel_position') == 'within'
+    assert ROWS['faster_rcnn-amd'].value('channel_position') == 'after'
+
+
+@pytest.mark.parametrize('row', METHOD_ROWS)
+def test_the_paper_profile_leaves_weights_as_they_are(row):
+    options = Run.of(row, 'paper').options()
+    assert set(ROWS[row].options) <= set(options)
+    assert all(value == ROWS[row].value(name) for name, value in options.items())
+
+
+def test_a_weight_given_as_a_setting_is_on_the_papers_scale_too(tiny):
+    row, given = Run.of('retinanet-amd', tiny).options(), Run.of('retinanet-amd', tiny, 0, {'alpha': 4e-5}).options()
+    assert given['alpha'] == pytest.approx(2 * row['alpha'])
+
+
+@pytest.mark.parametrize('profile', [*PROFILES.values(), DRY_RUN], ids=lambda profile: profile.name)
+@pytest.mark.parametrize('row', ROWS)
+def test_epochs_are_the_rows_its_kinds_or_the_students(profile, row):
+    run, by = Run.of(row, profile), profile.epochs
+    kind = 'teacher' if ROWS[row].is_teacher else ROWS[row].group.name
+    assert run.epochs == by.get(row, by.get(kind, by['student']))
+    assert replace(run, recipe=replace(run.recipe, epochs=99)).epochs == 99
+
+
+def test_images_behind_an_update():
+    run = Run.of('retinanet-baseline', 'paper', 0, {'gpus': 4, 'accumulate': 2})
+    assert (run.batch_size, run.images_per_update) == (2, 16)
+    assert Run.of('retinanet-baseline', 'paper', 0, {'batch_size': 3}).images_per_update == 3
+
+
+# ---- teachers ---------------------------------------------------------------------------------------------------
+
+def test_the_teachers_run_takes_the_recipe_and_seed_0():
+    shared = {'epochs': 2, 'lr': 0.01, 'batch_size': 3, 'amp': True}
+    run = Run.of('retinanet-amd', 'mini', 3, {**shared, 'phi': 0.5})
+    assert run.teacher() == Run.of('retinanet-teacher', 'mini', 0, shared)
+    assert Run.of('faster_rcnn-fgd', 'mini').teacher().id == 'faster_rcnn-teacher-s0'
+    assert Run.of('retinanet-baseline', 'mini').teacher() is None
+    assert Run.of('retinanet-teacher', 'mini').teacher() is None
+
+
+def test_with_teachers_names_each_run_once_and_teachers_first():
+    student, other = Run.of('retinanet-amd', 'mini'), Run.of('retinanet-mgd', 'mini', 1)
+    teacher = Run.of('retinanet-teacher', 'mini')
+    assert with_teachers([student, other, student]) == [teacher, student, other]
+    assert with_teachers([student, teacher]) == [teacher, student]
+    assert with_teachers([Run.of('retinanet-baseline', 'mini')]) == [Run.of('retinanet-baseline', 'mini')]
+    with_epochs = Run.of('retinanet-amd', 'mini', 0, {'epochs': 2})   # another schedule, another teacher
+    assert with_teachers([student, with_epochs])[:2] == [teacher, Run.of('retinanet-teacher', 'mini', 0, {'epochs': 2})]
+
+
+# ---- published weights ------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('row', ROWS)
+def test_what_a_row_takes_from_the_zoo(row):
+    assert Run.of(row, 'mini').published_files() == Run.of(row, 'small').published_files() == {}
+    if ROWS[row].is_teacher:
+        wanted = {'checkpoint': ROWS[row].group.teacher_url}
+    else:
+        wanted = {'backbone': 'https://download.pytorch.org/models/resnet50-0676ba61.pth'}
+    assert Run.of(row, 'paper').published_files() == wanted
+    assert Run.of(row, DRY_RUN).published_files() == {}
+
+
+def test_a_given_file_takes_the_place_of_the_published_one(weight_file, caplog):
+    path = str(weight_file)
+    run = Run.of('retinanet-amd', 'paper', 0, {'teacher_checkpoint': path, 'backbone': path})
+    assert run.published_files() == run.teacher().published_files() == {}
+    assert run.teacher().find_files(Sources()) == {'checkpoint': path}
+    assert 'not checked' in caplog.text
+
+
+def test_a_folder_stands_for_the_published_files_in_it(tmp_path):
+    """One TEACHER= for all three groups; the backbone likewise."""
+    names = {group: published.file_name(GROUPS[group].teacher_url) for group in GROUPS}
+    for name in names.values():
+        (tmp_path / name.replace('%2B', '+')).write_bytes(b'x')
+    (tmp_path / 'resnet50-0676ba61.pth').write_bytes(b'x')
+    runs = table_runs('table1', 'paper', settings={'teacher_checkpoint': str(tmp_path), 'backbone': str(tmp_path)})
+    for run in runs:
+        teacher = str(tmp_path / names[run.row.group.name].replace('%2B', '+'))
+        backbone = str(tmp_path / 'resnet50-0676ba61.pth')
+        assert run.recipe.files() == {'teacher': {'checkpoint': teacher}, 'baseline': {'backbone': backbone}}.get(
+            run.row.kind, {'backbone': backbone, 'teacher_checkpoint': teacher})
+        assert run.teacher() is None or run.teacher() in runs
+    (tmp_path / names['retinanet']).unlink()
+    with pytest.raises(SettingError, match=f'teacher_checkpoint={tmp_path}: the folder has no {names["retinanet"]}'):
+        Run.of('retinanet-amd', 'paper', 0, {'teacher_checkpoint': str(tmp_path)})
+    with pytest.raises(SettingError, match='a folder, expected a file'):
+        Run.of('retinanet-amd', 'mini', 0, {'teacher_checkpoint': str(tmp_path)})
+
+
+# ---- the runs behind a result -----------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('table', TABLES.values(), ids=TABLES)
+def test_a_tables_runs_are_its_rows(table):
+    assert [run.row for run in table_runs(table, 'mini')] == table.rows()
+    assert [run.row for run in table_runs(table.name, 'mini', table.groups[0])] == table.rows(table.groups[0])
+
+
+def test_a_row_that_tables_share_is_one_run():
+    """Baselines and full methods of Tables II to VI are Table I's."""
+    by_table = {name: table_runs(name, 'mini') for name in TABLES}
+    everything = [run for runs in by_table.values() for run in runs]
+    needed = {row.id for table in TABLES.values() for row in table.rows()}
+    assert {run.id for run in everything} == {f'{row}-s0' for row in needed}
+    assert len(set(everything)) == len(needed) < len(everything)
+    for run in everything:
+        assert {name for name, runs in by_table.items() if run in runs} == {
+            name for name, table in TABLES.items() if run.row in table.rows()}
+
+
+def test_teachers_run_once_and_the_rest_with_every_seed():
+    ids = [run.id for run in table_runs('table1', 'mini', 'retinanet', [1, 0, 1])]
+    teacher, *others = TABLES['table1'].lines
+    assert ids == [f'retinanet-{teacher}-s0', *(f'retinanet-{row}-s{seed}' for row in others for seed in (0, 1))]
+    assert table_runs('table1', 'mini', 'retinanet', 1)[1].seed == 1
+
+
+def test_a_tables_settings_reach_each_row_under_its_own_name(weight_file):
+    runs = {run.row.name: run.settings for run in table_runs('table1', 'small', 'retinanet', [0], {
+        'epochs': 3, 'teacher_backbone': str(weight_file), 'backbone': '', 'teacher_checkpoint': None})}
+    assert runs['teacher'] == {'epochs': 3, 'backbone': str(weight_file)}
+    assert runs['baseline'] == {'epochs': 3}
+    assert runs['amd'] == {'epochs': 3, 'teacher_backbone': str(weight_file)}
+    assert Run.of('retinanet-amd', 'small', 0, runs['amd']).teacher() == Run.of('retinanet-teacher', 'small', 0,
+                                                                               runs['teacher'])
+
+
+def test_rows_of_a_group_by_their_names():
+    runs = row_runs('faster_rcnn', ['teacher', 'amd', 'teacher'], 'mini', 2, {'epochs': 1, 'compile_teacher': True})
+    assert [run.id for run in runs] == ['faster_rcnn-teacher+epochs=1-s0',
+                                        'faster_rcnn-amd+compile_teacher=True+epochs=1-s2']
+    assert runs[1].teacher() == runs[0]
+
+
+def test_a_sweep_is_a_run_a_value_and_seed_and_holds_the_row_itself():
+    runs = sweep_runs('reppoints-amd', 'phi', [0.5, 1.0, 1, 1.5], 'mini', [1, 0])
+    assert [run.id for run in runs] == [
+        'reppoints-amd+phi=0.5-s0', 'reppoints-amd+phi=0.5-s1', 'reppoints-amd-s0', 'reppoints-amd-s1',
+        'reppoints-amd+phi=1.5-s0', 'reppoints-amd+phi=1.5-s1']       # 1.0 and 1 are one value, and Table I's run
+    assert set(sweep_runs('reppoints-amd', 'phi', [1.0], 'mini')) < set(table_runs('table1', 'mini'))
+    assert [run.settings for run in sweep_runs('retinanet-amd', 'spatial', ['random', 'none'], 'mini', [0], {
+        'epochs': 2, 'lr': None})] == [{'epochs': 2, 'spatial': 'random'}, {'epochs': 2, 'spatial': 'none'}]
+
+
+@pytest.mark.parametrize(('call', 'words'), [
+    (lambda: Run.of('amd', 'mini'), ["'amd'", *ROWS]),
+    (lambda: Run.of('retinanet-amd', 'large'), ["'large'", *PROFILES]),
+    (lambda: Run.of('retinanet-amd', 'mini', -1), ['seed=-1']),
+    (lambda: Run.of('retinanet-amd', 'mini', True), ['seed=True']),
+    (lambda: Run.of('retinanet-amd', 'mini', 2 ** 31), ['seed=2147483648']),
+    (lambda: Run.of('retinanet-baseline', 'mini', 0, {'phi': 1.0}), ["no setting 'phi'", 'epochs', 'backbone']),
+    (lambda: table_runs('table1', 'mini', 'retina'), ["'retina'", *GROUPS]),
+    (lambda: table_runs('table1', 'mini', seeds='0 1'), ["seeds '0 1'"]),
+    (lambda: table_runs('table1', 'mini', seeds=[]), ['seeds []']),
+    (lambda: table_runs('table1', 'mini', seeds=[-1]), ['seed=-1']),
+    (lambda: table_runs('table1', DRY_RUN), ['dryrun makes no tables']),
+    (lambda: table_runs('table9', 'mini'), ["'table9'", *TABLES]),
+    (lambda: table_runs('table3', 'mini', 'retinanet'), ["table3 has no group 'retinanet'", 'reppoints']),
+    (lambda: table_runs('table1', 'mini', settings={'phi': 0.7}), ["'phi'", 'epochs', 'teacher_checkpoint']),
+    (lambda: row_runs('retinanet', ['adm'], 'mini'), ["'retinanet-adm'", *ROWS]),
+    (lambda: sweep_runs('reppoints-adm', 'phi', [1], 'mini'), ["'reppoints-adm'", *ROWS]),
+    (lambda: sweep_runs('reppoints-amd', 'fi', [1], 'mini'), ["no setting 'fi'", 'phi', 'temperature']),
+    (lambda: sweep_runs('reppoints-baseline', 'phi', [1], 'mini'), ["reppoints-baseline has no setting 'phi'"]),
+    (lambda: sweep_runs('reppoints-amd', 'phi', [], 'mini'), ['no values of phi given']),
+    (lambda: sweep_runs('reppoints-amd', 'phi', [0.5, 'much'], 'mini'), ["phi='much'", 'float']),
+    (lambda: sweep_runs('reppoints-amd', 'mask_ratio', [0.5, 2], 'mini'), ['reppoints-amd', 'mask_ratio', '2']),
+])
+def test_bad_input_is_refused_with_what_is_known(call, words):
+    with pytest.raises(SettingError) as caught:
+        call()
+    assert [word for word in words if word not in str(caught.value)] == []
+
+
+# ---- as JSON ----------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('profile', [*PROFILES, 'dryrun'])
+def test_a_run_comes_back_from_json(through_json, profile, weight_file):
+    settings = {'epochs': 2, 'amp': True, 'backbone': str(weight_file)}
+    for run in (Run.of('retinanet-amd', profile, 1, {**settings, 'phi': 0.7, 'spatial': 'random'}),
+                Run.of('faster_rcnn-teacher', profile), Run.of('reppoints-baseline', profile, 0, settings)):
+        back = Run.from_dict(through_json(run.to_dict()))
+        assert back == run
+        assert hash(back) == hash(run)
+        assert back.id == run.id
+
+
+# ---- a loss of one's own ----------------------------------------------------------------------------------------
+
+def test_a_loss_from_outside_is_a_run_with_settings_of_its_own(mine, through_json):
+    run = Run.of(f'retinanet-{mine}', 'mini', 1, {'power': 1, 'epochs': 2})
+    assert run.id == 'retinanet-own.Mine+epochs=2+power=1-s1'
+    assert run.teacher() == Run.of('retinanet-teacher', 'mini', 0, {'epochs': 2})
+    assert run.value('weight') == 1e-5
+    assert run.options() == {'power': 1, 'weight': pytest.approx(1e-5 * 256 / 64 * 1333 * 800 / 128 ** 2)}
+    assert Run.from_dict(through_json(run.to_dict())) == run
+    with pytest.raises(SettingError, match="has no setting 'phi'; it has: .*weight, power"):
+        Run.of(f'retinanet-{mine}', 'mini', 0, {'phi': 1.0})
+
+
+def test_a_loss_from_outside_in_tables_rows_and_sweeps(mine):
+    for group in GROUPS:
+        run = Run.of(f'{group}-{mine}', 'mini', 0, {'epochs': 1})
+        table = table_runs('table1', 'mini', group, [0], {'epochs': 1}, [mine])
+        assert table[-1] == run
+        assert table[:-1] == table_runs('table1', 'mini', group, [0], {'epochs': 1})
+        assert row_runs(group, ['teacher', mine], 'mini', 0, {'epochs': 1})[1] == run
+        assert run.teacher() in table
+    swept = sweep_runs(f'reppoints-{mine}', 'weight', [1e-5, 2e-5], 'mini')
+    assert [one.id for one in swept] == ['reppoints-own.Mine-s0', 'reppoints-own.Mine+weight=2e-05-s0']
+    assert swept[0] == Run.of(find_row(f'reppoints-{mine}'), 'mini')
+
+
+# ---- what is loaded ---------------------------------------------------------------------------------------------
+
+@pytest.mark.slow
+def test_runs_are_known_without_mmdet():
+    """Command line, status and notebooks' first cells need no detector; mmengine and torch may be loaded."""
+    code = ('import sys; import amdlib.paper.tables, amdlib.paper.profiles; '
+            'from amdlib.runs import recipe, run, store, fingerprints, progress, targets; '
+            'runs = run.table_runs("table1", "mini"); fingerprints.code_fingerprint(runs[-1]); runs[-1].options(); '
+            'print(sorted({name.partition(".")[0] for name in sys.modules} & {"mmdet", "mmcv", "matplotlib"}), '
+            '"amdlib.engine" in sys.modules)')
+    ended = subprocess.run([sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == '[] False'
+
+
+def test_means_are_no_part_of_a_run():
+    assert not {'device', 'jobs', 'workers', 'tensorboard'} & set(Run.of('retinanet-amd', 'mini').to_dict()['settings'])
+    assert set(Means().to_dict()) == {'device', 'jobs', 'workers', 'tensorboard', 'sources', 'teacher_check_images'}

@@ -1,0 +1,182 @@
+"""charts.py: what a chart shows is what the table holds."""
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.container import ErrorbarContainer
+
+from amdlib.show import charts
+
+matplotlib.use('Agg')
+METHODS = {'fkd': ('FKD', 1.5, 2.2), 'mgd': ('MGD', -0.5, 3.6), 'amd': ('AMD', 2.25, 3.9)}   # label, gain, paper's gain
+
+
+def _line(table, group, row, label, metric='mAP', difference=None, paper_difference=None, sd=float('nan')):
+    return {'table': table, 'group': group, 'row': row, 'label': label, 'metric': metric, 'difference': difference,
+            'paper_difference': paper_difference, 'sd': sd, 'ours': 20.0}
+
+
+def _tidy(groups, sd=float('nan')):
+    lines = [_line('I', group, row, label, metric, gain + (metric != 'mAP') * 50, paper, sd)
+             for group in groups for row, (label, gain, paper) in METHODS.items() for metric in ('mAP', 'AP_S')]
+    alone = [_line('I', group, row, row, sd=sd) for group in groups for row in ('teacher', 'baseline')]
+    return pd.DataFrame(alone + lines)
+
+
+@pytest.fixture(autouse=True)
+def _close():
+    yield
+    plt.close('all')
+
+
+@pytest.mark.parametrize('groups', [['retinanet'], ['retinanet', 'reppoints', 'faster_rcnn']])
+def test_a_panel_a_group_with_labelled_axes(groups):
+    figure = charts.differences(_tidy(groups))
+    assert [axis.get_title() for axis in figure.axes] == [
+        {'retinanet': 'RetinaNet', 'reppoints': 'RepPoints', 'faster_rcnn': 'Faster R-CNN'}[group] for group in groups]
+    assert figure.axes[0].get_ylabel() == 'mAP minus baseline (points)'
+    for axis in figure.axes:
+        assert [tick.get_text() for tick in axis.get_xticklabels()] == ['FKD', 'MGD', 'AMD']
+        assert axis.get_ylim() == figure.axes[0].get_ylim()   # panels can be compared by eye
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ['here', 'paper (COCO)']
+
+
+def test_bars_are_the_differences_of_map_alone():
+    ours, paper = charts.differences(_tidy(['retinanet'])).axes[0].containers
+    assert [bar.get_height() for bar in ours] == [1.5, -0.5, 2.25]
+    assert [bar.get_height() for bar in paper] == [2.2, 3.6, 3.9]
+    assert all(mine.get_x() < theirs.get_x() for mine, theirs in zip(ours, paper, strict=True))
+
+
+def test_an_ablations_bars_are_its_arms_without_the_baseline():
+    """The baseline is many points below the full method: beside it the arms would all look alike."""
+    cells = pd.DataFrame([
+        _line('II', 'retinanet', 'baseline', 'baseline', difference=-20.0, paper_difference=-3.9),
+        _line('II', 'retinanet', 'amd', 'full'),
+        _line('II', 'retinanet', 'amd-channel', 'channel only', difference=-0.5, paper_difference=-0.3),
+        _line('II', 'retinanet', 'amd-allmasked', 'everything masked', difference=-2.0, paper_difference=float('nan'))])
+    (axis,) = charts.differences(cells).axes
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == ['channel\nonly', 'everything\nmasked']
+    assert axis.get_ylabel() == 'mAP minus full (points)'
+    ours, paper = axis.containers
+    assert [bar.get_height() for bar in ours] == [-0.5, -2.0]
+    assert paper[0].get_height() == -0.3
+    assert np.isnan(paper[1].get_height())
+
+
+def test_several_seeds_have_error_bars_and_say_what_they_are():
+    figure = charts.differences(_tidy(['retinanet'], sd=0.3))
+    (bars,) = [part for part in figure.axes[0].containers if isinstance(part, ErrorbarContainer)]
+    (middle,) = bars[2]
+    assert [tuple(line[:, 1]) for line in middle.get_segments()] == [
+        pytest.approx((gain - 0.3, gain + 0.3)) for _, gain, _ in METHODS.values()]
+    assert 'sd' in figure.legends[0].get_texts()[0].get_text()
+
+
+def test_save_writes_both_files_and_the_same_data_gives_the_same_bytes(tmp_path):
+    for stem in ('one', 'two'):
+        charts.save(charts.differences(_tidy(['retinanet', 'reppoints'])), tmp_path / stem)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['one.png', 'one.svg', 'two.png', 'two.svg']
+    assert (tmp_path / 'one.png').read_bytes()[:8] == b'\x89PNG\r\n\x1a\n'
+    assert '<svg' in (tmp_path / 'one.svg').read_text()
+    for suffix in ('png', 'svg'):
+        assert (tmp_path / f'one.{suffix}').read_bytes() == (tmp_path / f'two.{suffix}').read_bytes()
+
+
+def test_a_figure_leaves_matplotlibs_settings_as_they_were():
+    before = dict(plt.rcParams)
+    charts.differences(_tidy(['retinanet']))
+    assert dict(plt.rcParams) == before
+
+
+# ---- curves -----------------------------------------------------------------------------------------------------
+
+def test_mask_coverage_draws_shares_in_percent_beside_chance():
+    lines = [{'level': level, 'stride_px': stride, 'phi': phi, 'masked_share': 0.5 - phi / 4, 'inside_share': phi / 2,
+              'random_share': 0.25} for level, stride in ((0, 8.0), (1, 16.0), ('all', None)) for phi in (0.5, 1.0)]
+    figure = charts.mask_coverage(pd.DataFrame(lines))
+    share, inside = figure.axes
+    assert [list(line.get_ydata()) for line in share.get_lines()] == [[37.5, 25.0]] * 3
+    drawn, chance = inside.get_lines()[:2]
+    assert list(drawn.get_ydata()) == [25.0, 50.0]
+    assert list(chance.get_ydata()) == [25.0, 25.0]
+    assert chance.get_linestyle() == '--'
+    assert chance.get_color() == drawn.get_color()
+    assert len({line.get_color() for line in share.get_lines()}) == 3
+    assert all('phi' in axis.get_xlabel() and '%' in axis.get_ylabel() for axis in figure.axes)
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        'level 0 (stride 8 px)', 'level 1 (stride 16 px)', 'all levels', 'as many at random']
+
+
+def _sweep(sd=float('nan'), metrics=('mAP', 'mAR', 'masked_share')):
+    return pd.DataFrame([{'value': value, 'metric': metric, 'ours': 10 * i + value, 'sd': sd}
+                         for i, metric in enumerate(metrics) for value in (1.0, 0.5, 1.5)])
+
+
+def test_sweep_draws_scores_to_the_left_and_the_masked_share_to_the_right_in_order():
+    figure = charts.sweep(_sweep())
+    scores, shares = figure.axes
+    assert [[list(xy) for xy in line.get_xydata()] for line in scores.get_lines()] == [
+        [[0.5, 0.5], [1, 1], [1.5, 1.5]], [[0.5, 10.5], [1, 11], [1.5, 11.5]]]
+    (dashed,) = shares.get_lines()
+    assert dashed.get_linestyle() == '--'
+    assert list(dashed.get_ydata()) == [20.5, 21, 21.5]
+    assert 'phi' in scores.get_xlabel()
+    assert '%' in scores.get_ylabel()
+    assert 'masked' in shares.get_ylabel()
+    assert len({line.get_color() for line in [*scores.get_lines(), dashed]}) == 3
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ['mAP', 'mAR', 'masked (right axis)']
+
+
+def test_sweep_of_another_option_with_several_seeds():
+    figure = charts.sweep(_sweep(sd=0.25, metrics=('mAP', 'mAR')), x_label='temperature T')
+    (axis,) = figure.axes                                   # nothing to the right
+    assert axis.get_xlabel() == 'temperature T'
+    (middle,) = axis.containers[0][2]
+    assert [tuple(line[:, 1]) for line in middle.get_segments()] == [(v - 0.25, v + 0.25) for v in (0.5, 1, 1.5)]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ['mAP ± sd', 'mAR ± sd']
+
+
+def test_lines_are_the_columns_told_apart_by_more_than_colour():
+    curves = pd.DataFrame({f'level {i}': [i, i / 2] for i in range(1, 8)}, index=[0.5, 2.0])
+    axis = charts.lines(curves, 'phi', 'share').axes[0]
+    assert [line.get_label() for line in axis.get_lines()] == list(curves)      # none is left out
+    assert axis.get_lines()[2].get_xydata().tolist() == [[0.5, 3], [2, 1.5]]
+    assert len({(line.get_color(), line.get_linestyle(), line.get_marker()) for line in axis.get_lines()}) == 7
+    assert (axis.get_xlabel(), axis.get_ylabel(), axis.get_ylim()[0]) == ('phi', 'share', 0)
+    assert charts.lines(curves, 'step', 'loss', log_y=True).axes[0].get_yscale() == 'log'
+
+
+# ---- one run ----------------------------------------------------------------------------------------------------
+
+def _scalars(steps, distilled=True):
+    """Detection 8 all along; the two levels' terms of AMD are 1 and 1, so the whole is 10."""
+    terms = {'loss_cls': 5.0, 'loss_bbox': 3.0, **({'loss_amd_fpn_0': 1.0, 'loss_amd_fpn_1': 1.0} if distilled else {})}
+    return pd.DataFrame([{'step': 10 * (i + 1), 'loss': sum(terms.values()), **terms} for i in range(steps)])
+
+
+def test_losses_are_detection_and_the_sum_of_the_levels_over_steps():
+    (axis,) = charts.losses(_scalars(12)).axes
+    detection, distillation = axis.get_lines()
+    assert list(detection.get_xdata()) == list(range(10, 130, 10))
+    assert np.allclose(detection.get_ydata(), 8)
+    assert np.allclose(distillation.get_ydata(), 2)
+    assert (detection.get_label(), distillation.get_label()) == ('detection', 'distillation')
+    assert detection.get_color() != distillation.get_color()
+    assert distillation.get_linestyle() == '--'
+    assert axis.get_yscale() == 'log'
+    assert 'step' in axis.get_xlabel()
+    assert 'loss' in axis.get_ylabel()
+
+
+def test_losses_are_smoothed_over_five_logged_steps():
+    scalars = _scalars(6, distilled=False).assign(loss=[1.0, 3.0, 5.0, 7.0, 9.0, 11.0])
+    (line,) = charts.losses(scalars).axes[0].get_lines()
+    assert list(line.get_ydata()) == [1, 2, 3, 4, 5, 7]
+
+
+def test_losses_of_a_run_that_was_not_trained_are_an_empty_axis():
+    figure = charts.losses(pd.DataFrame(columns=['step', 'loss']))
+    assert not figure.axes[0].get_lines()
+    figure.canvas.draw()    # and it can be shown

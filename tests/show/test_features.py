@@ -1,0 +1,166 @@
+"""features.py: pictures as in evaluation, features as in distillation."""
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from mmdet.registry import MODELS
+from mmengine.runner import Runner
+
+from amdlib.engine.distiller import Distiller
+from amdlib.errors import DataError, RunError
+from amdlib.paper.pairs import GROUPS
+from amdlib.runs.config import config
+from amdlib.runs.run import Run
+from amdlib.show import features
+from amdlib.show.features import Picture
+
+from .records import finish
+
+
+def picture(boxes=(), image_px=(4, 4), padded_px=None, labels=None, image_id=1):
+    """A black image with these boxes; sizes are (height, width)."""
+    return Picture(image_id, f'{image_id}.png', np.zeros((*image_px, 3), np.uint8),
+                   torch.zeros(3, *(padded_px or image_px)), torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+                   tuple(labels or ['disc'] * len(boxes)))
+
+
+# ---- pictures ---------------------------------------------------------------------------------------------------
+
+def test_every_group_sees_images_alike(dataset):
+    """`pictures` takes the pipeline and the preprocessor of one row for all."""
+    seen = set()
+    for name in ('mini', 'small', 'paper'):
+        for group in GROUPS:
+            for row in ('teacher', 'baseline'):
+                cfg = config(Run.of(f'{group}-{row}', name), dataset)
+                pixels = {key: value for key, value in cfg.model.data_preprocessor.items() if key != 'pad_mask'}
+                seen.add((name, json.dumps([cfg.test_dataloader.dataset.pipeline, pixels])))
+    assert len(seen) == 3
+
+
+def test_pictures_are_what_evaluation_sees(store, dataset, tiny):
+    run = Run.of('retinanet-baseline', tiny)
+    cfg = config(run, dataset)
+    batch = next(iter(Runner.build_dataloader(cfg.test_dataloader, seed=0)))
+    expected = MODELS.build(cfg.model.data_preprocessor)(batch)
+    made = features.pictures(store, image_ids=[sample.img_id for sample in batch['data_samples']])
+    assert torch.equal(torch.stack([one.pixels for one in made]), expected['inputs'])
+    assert made[0].rgb.shape == (64, 64, 3)
+    assert made[0].rgb.dtype == np.uint8
+    mean, std = (torch.tensor(cfg.model.data_preprocessor[key]) for key in ('mean', 'std'))
+    normalised = (torch.from_numpy(made[0].rgb).float() - mean) / std      # rgb, not bgr
+    assert torch.allclose(made[0].pixels, normalised.permute(2, 0, 1), atol=1e-5)
+
+
+def test_boxes_are_in_pixels_of_the_resized_image_and_crowds_are_left_out(store, dataset, tmp_path):
+    coco = json.loads(dataset.test_ann.read_text())
+    own = [truth for truth in coco['annotations'] if truth['image_id'] == 1]
+    own[0]['iscrowd'] = 1
+    ann = tmp_path / 'crowd.json'
+    ann.write_text(json.dumps(coco))
+    (one,) = features.pictures(replace(store, dataset=replace(dataset, test_ann=ann)), image_ids=[1])
+    names = {category['id']: category['name'] for category in coco['categories']}
+    expected = [(x / 2, y / 2, (x + w) / 2, (y + h) / 2) for x, y, w, h in (truth['bbox'] for truth in own[1:])]
+    assert len(own) > 1
+    assert one.boxes_xyxy_px.tolist() == [pytest.approx(box) for box in expected]
+    assert one.labels == tuple(names[truth['category_id']] for truth in own[1:])
+
+
+def test_pictures_are_chosen_by_id_or_by_their_boxes(store, dataset, tmp_path):
+    coco = json.loads(dataset.test_ann.read_text())
+    first, second, third, _ = (image['id'] for image in coco['images'])
+    coco['annotations'] = [truth for truth in coco['annotations'] if truth['image_id'] != first]
+    spare = next(truth for truth in coco['annotations'] if truth['image_id'] == second)
+    coco['annotations'] = [truth for truth in coco['annotations'] if truth['image_id'] != second] + [spare]
+    ann = tmp_path / 'empty.json'
+    ann.write_text(json.dumps(coco))
+    changed = replace(store, dataset=replace(dataset, test_ann=ann))
+
+    def ids(**how):
+        return [one.image_id for one in features.pictures(changed, **how)]
+    assert ids(count=2) == [second, third]                       # the first has no box
+    assert ids(count=1, min_boxes=2) == [third]
+    assert ids(image_ids=[third, first]) == [third, first]       # in the order asked for, boxes or not
+    assert len(ids(split='train')) == 8
+    with pytest.raises(DataError, match='no image with id 99'):
+        ids(image_ids=[third, 99])
+    with pytest.raises(DataError, match='no image has 1000 boxes'):
+        ids(min_boxes=1000)
+    with pytest.raises(DataError, match="split 'val': expected train or test"):
+        ids(split='val')
+
+
+# ---- detectors and features -------------------------------------------------------------------------------------
+
+def test_a_run_that_is_not_done_is_named_with_the_command_that_makes_it(store):
+    run = Run.of('retinanet-amd', 'mini', 2, {'phi': 0.7})
+    with pytest.raises(RunError, match=r'retinanet-amd\+phi=0.7-s2 is missing \(never run\): make it with '
+                                       r'python -m amdlib run retinanet-amd --profile mini --seed 2 --set phi=0.7$'):
+        features.load_detector(run, store)
+
+
+def test_a_done_run_is_loaded_frozen_whether_teacher_or_student(store):
+    for row in ('retinanet-teacher', 'retinanet-amd'):
+        run = Run.of(row, store.profile)
+        detector = finish(store, run)
+        loaded = features.load_detector(run, store)
+        assert type(loaded) is type(detector)
+        assert not loaded.training
+        assert not any(parameter.requires_grad for parameter in loaded.parameters())
+        for name, value in detector.state_dict().items():
+            assert torch.equal(loaded.state_dict()[name], value), name
+
+
+def test_a_stale_run_is_loaded_only_on_request(store):
+    run = Run.of('retinanet-baseline', store.profile)
+    finish(store, run)
+    other = replace(store, dataset=replace(store.dataset, fingerprint='another'))
+    with pytest.raises(RunError, match=r'retinanet-baseline-s0 is stale \(made with other data .*\): make it with'):
+        features.load_detector(run, other)
+    assert features.load_detector(run, other, stale_ok=True)
+    store.weights(run).unlink()
+    with pytest.raises(RunError, match='weights.pth is missing'):
+        features.load_detector(run, other, stale_ok=True)
+
+
+def test_features_are_those_that_distillation_compares(store, dataset, tiny, monkeypatch):
+    cfg = config(Run.of('retinanet-amd', tiny), dataset)
+    torch.manual_seed(0)
+    distiller = MODELS.build(cfg.model).eval()
+    assert isinstance(distiller, Distiller)
+    made = features.pictures(store)
+    expected = distiller._teacher_features(torch.stack([one.pixels for one in made]))
+    monkeypatch.setattr(features, 'CHUNK', 3)       # 4 images: the last chunk is smaller
+    found = features.level_features(distiller.teacher, made, range(5))
+    assert [tuple(level.shape) for level in found] == [(4, 64, side, side) for side in (8, 4, 2, 1, 1)]
+    for mine, theirs in zip(found, expected, strict=True):
+        assert torch.allclose(mine, theirs, atol=1e-5)
+        assert not mine.requires_grad
+    (third,) = features.level_features(distiller.teacher, made, [2])
+    assert torch.equal(third, found[2])
+    for g, level in zip(features.magnitudes(distiller.teacher, made, range(5)), found, strict=True):
+        assert torch.equal(g, level.abs().mean(dim=1))
+
+
+def test_features_need_pictures_of_one_size_and_known_levels(dataset, tiny):
+    model = MODELS.build(config(Run.of('retinanet-teacher', tiny), dataset).model)
+    with pytest.raises(ValueError, match=r'one padded size, got \[\(32, 32\), \(32, 64\)\]'):
+        features.level_features(model, [picture(padded_px=(32, 64)), picture(padded_px=(32, 32))], [0])
+    with pytest.raises(ValueError, match='one padded size, got no pictures'):
+        features.level_features(model, [], [0])
+    with pytest.raises(ValueError, match='RetinaNet has no module neck.fpn_convs.7.conv'):
+        features.level_features(model, [picture(padded_px=(64, 64))], [0, 7])
+
+
+def test_pictures_for_other_detectors_are_refused(store, monkeypatch):
+    """A group whose detectors normalise otherwise, such as mmdet's caffe-style ones, gets pictures of its own."""
+    (made,) = features.pictures(store, count=1)
+    cfg = config(Run.of('retinanet-teacher', store.profile), store.dataset)
+    cfg.model.data_preprocessor.update(mean=[102.9801, 115.9465, 122.7717], std=[1.0, 1.0, 1.0], bgr_to_rgb=False)
+    model = MODELS.build(cfg.model)
+    with pytest.raises(ValueError, match=r'image \d+ was normalised .* RetinaNet expects \(\(102.98.*make pictures for '
+                                         'its group'):
+        features.level_features(model, [made], [0])
+    assert features.level_features(model, [replace(made, normalised=None)], [0])
