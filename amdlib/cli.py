@@ -368,3 +368,12 @@ def job(given: Words) -> None:
     """Do what a job file says; batches start their runs so."""
     from amdlib.runs.jobs import execute
     execute(given.file, given.ends_with_stdin)
+
+
+@command(arg('folder', type=Path), arg('file', type=Path))
+def probe(given: Words) -> None:
+    """Train some steps of every row in an empty folder and write the digests of what came out; attest does so at two
+    commits."""
+    from amdlib.files import write_json
+    from amdlib.runs.attest import probe
+    write_json(given.file, probe(given.folder))

@@ -1,12 +1,13 @@
 """Attest that an edit of what decides a number changes no digit, so that days of evidence need not be made again.
 
-Every row is trained some steps, and two whole short runs, at the old and at the new commit; weights and detections are
-compared bit by bit. Only where all are the same is a line added to results/attested.json: records of the old
-fingerprints then count as made with the new code. Nobody edits that file by hand; a test holds its lines to their
+Every row is trained some steps, and two whole short runs, at the old and at the new commit; weights, detections and
+numbers are compared bit by bit. Only where all are the same is a line added to results/attested.json: records of the
+old fingerprints then count as made with the new code. Nobody edits that file by hand; a test holds its lines to their
 evidence.
 """
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -30,13 +31,19 @@ from amdlib.runs import fingerprints
 from amdlib.runs.recipe import Means
 from amdlib.runs.run import Run
 from amdlib.runs.store import Store
-from amdlib.words import log, timestamp
+from amdlib.weights.reading import read_weights
+from amdlib.words import log, show_log, timestamp
 
 PROBE = replace(PROFILES['mini'], name='probe', epochs={'student': 1}, log_every=1)
 PROBE_IMAGES = ShapesSpec(train_images=24, test_images=12)      # six steps a row
 SHORT_RUNS = ('retinanet-amd', 'faster_rcnn-fgd')               # whole, on the made set of `mini`, an epoch each
 SEVERAL = ('retinanet-mgd',)                                    # once more in two processes
 ALONE = 'alone'
+# what is executed at both commits, each with its own code
+_ITS_OWN = ('import sys; sys.meta_path[:] = [one for one in sys.meta_path if "__editable__" not in str(one)]; '
+            'from amdlib.runs import attest; ')     # an installed kit would lend a checkout the modules that it lacks
+TELL = _ITS_OWN + 'import json; print(json.dumps(attest.own_fingerprints()))'
+TRY = _ITS_OWN + 'attest.write_probe(sys.argv[1], sys.argv[2])'
 
 
 def probe(folder: Path) -> dict[str, dict[str, str]]:
@@ -60,10 +67,25 @@ def probe(folder: Path) -> dict[str, dict[str, str]]:
         record = train(run, store)
         found[f'{store.profile.name} {run.id}'] = {
             'method': run.row.method or ALONE, 'fingerprint': fingerprints.fingerprint_of(run.row.method),
-            'several': fingerprints.fingerprint_of(run.row.method, True), 'weights': record['weights_sha256'],
-            'numbers': digest(json.dumps(record['numbers'])),
+            'several': fingerprints.fingerprint_of(run.row.method, True),
+            'weights': _weights_sha256(store.weights(run)), 'numbers': digest(json.dumps(record['numbers'])),
             'detections': sha256(store.run_folder(run) / 'detections.json.gz')}
     return found
+
+
+def write_probe(folder: str, file: str) -> None:
+    """Write into a JSON file what `probe` finds."""
+    show_log()
+    write_json(file, probe(Path(folder)))
+
+
+def _weights_sha256(file: Path) -> str:
+    """Of the tensors alone: the file also names the commit."""
+    found = hashlib.sha256()
+    for name, value in read_weights(file).items():
+        found.update(f'{name} {value.dtype} {tuple(value.shape)} '.encode())
+        found.update(value.contiguous().numpy().tobytes())
+    return found.hexdigest()
 
 
 def attest(old: str | None = None, commit: bool = True) -> dict[str, Any]:
@@ -98,11 +120,12 @@ def attest(old: str | None = None, commit: bool = True) -> dict[str, Any]:
     if wrong := problems(line):
         raise RunError(f'nothing is attested: {"; ".join(wrong)}')
     lines = read_json(fingerprints.ATTESTED) if fingerprints.ATTESTED.is_file() else []
+    fingerprints.ATTESTED.parent.mkdir(exist_ok=True)
     write_json(fingerprints.ATTESTED, [*lines, line])
     if commit:
         _git('add', str(fingerprints.ATTESTED))
         _git('commit', '-m', f'Attested: the same digits as at {old[:10]}', '--', str(fingerprints.ATTESTED))
-    log.info(f'{len(evidence)} runs have the same weights and detections: attested in {fingerprints.ATTESTED}')
+    log.info(f'{len(evidence)} runs have the same weights, detections and numbers: attested in {fingerprints.ATTESTED}')
     return line
 
 
@@ -115,8 +138,7 @@ def own_fingerprints() -> dict[str, str]:
 
 def fingerprints_at(tree: Path) -> dict[str, str]:
     """`own_fingerprints` of another checkout, by its own code: as its records have them. Errors: RunError."""
-    code = 'import json; from amdlib.runs import attest; print(json.dumps(attest.own_fingerprints()))'
-    done = subprocess.run([sys.executable, '-c', code], cwd=tree, env={**os.environ, 'PYTHONPATH': str(tree)},
+    done = subprocess.run([sys.executable, '-c', TELL], cwd=tree, env={**os.environ, 'PYTHONPATH': str(tree)},
                           capture_output=True, text=True)
     if done.returncode:
         raise RunError(f'{tree}: no fingerprints there: {" / ".join(done.stderr.strip().splitlines()[-2:])}')
@@ -137,7 +159,7 @@ def _both(tree: Path, folder: Path) -> dict[str, dict[str, dict[str, str]]]:
     processes = {}
     for side, root in (('old', tree), ('new', ROOT)):
         (folder / f'{side}-runs').mkdir()
-        command = [sys.executable, '-m', 'amdlib', 'probe', str(folder / f'{side}-runs'), str(folder / f'{side}.json')]
+        command = [sys.executable, '-c', TRY, str(folder / f'{side}-runs'), str(folder / f'{side}.json')]
         env = {**os.environ, 'PYTHONPATH': str(root), 'OMP_NUM_THREADS': '1'}
         with open(folder / f'{side}.log', 'w') as out:
             processes[side] = subprocess.Popen(command, cwd=root, env=env, stdout=out, stderr=subprocess.STDOUT)
