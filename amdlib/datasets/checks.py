@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import math
 import random
 import re
@@ -32,37 +33,43 @@ def check(ann: str | Path, images: str | Path, split: str) -> list[str]:
     return found.problems + [f'{ann}: degenerate {box}' for box in found.degenerate]
 
 
-def examine(train_ann: Path, train_images: Path, test_ann: Path, test_images: Path) -> dict:
-    """Check both splits, and one against the other: classes, notes, fingerprint and counts. Errors: DataError."""
+def examine(*splits: Path) -> dict:
+    """Check every split, and each against the others: classes, notes, fingerprint and counts. Errors: DataError.
+
+    Args:
+        splits: COCO file and image folder of train, of test, and of val where there is one.
+    """
     problems, found = [], {}
-    for split, ann, images in (('train', train_ann, train_images), ('test', test_ann, test_images)):
+    for split, ann, images in zip(('train', 'test', 'val'), splits[0::2], splits[1::2], strict=False):
         try:
             found[split] = _inspect(ann, images, split)
         except DataError as error:
             problems += error.problems
     if problems:
         raise DataError(problems)
-    train, test = found['train'], found['test']
-    problems = train.problems + test.problems
-    notes = [*train.notes, *test.notes]
-    for split in (train, test):
+    train = found['train']
+    problems = [problem for split in found.values() for problem in split.problems]
+    notes = [note for split in found.values() for note in split.notes]
+    for split in found.values():
         if split.degenerate:   # COCO's own has some, so this is no error
             notes.append(f'{split.name}: {plural(len(split.degenerate), "degenerate box", "degenerate boxes")} '
                          f'kept in the file; mmdet skips them when it trains: {some(split.degenerate, "; ")}')
-    if train.categories != test.categories:
-        only = [f'{category} only in {mine.name}' for mine, other in ((train, test), (test, train))
-                for category in mine.categories if category not in other.categories]
-        problems.append(f'{test_ann}: categories differ from {train_ann.name}: {some(only)}')
-    shared = sorted(name for name, content in train.files.items() if test.files.get(name) == content)
-    problems += [f'{test_images / name}: the image is in both train and test' for name in shared]
+    for (first, ann, images), (second, other_ann, other_images) in itertools.combinations(
+            zip(found.values(), splits[0::2], splits[1::2], strict=True), 2):
+        if first is train and first.categories != second.categories:
+            only = [f'{category} only in {mine.name}' for mine, other in ((first, second), (second, first))
+                    for category in mine.categories if category not in other.categories]
+            problems.append(f'{other_ann}: categories differ from {ann.name}: {some(only)}')
+        shared = sorted(name for name, content in first.files.items() if second.files.get(name) == content)
+        problems += [f'{other_images / name}: the image is in both {first.name} and {second.name}' for name in shared]
     if problems:
         raise DataError(problems)
     classes = [name for _, name in train.categories]
     unseen = [name for name in classes if not train.counts['classes'].get(name)]
     if unseen:
         notes.append(f'no training box of {plural(len(unseen), "class", "classes")}: {some(unseen)}')
-    return {'classes': classes, 'notes': notes, 'fingerprint': fingerprint([train.content, test.content]),
-            'counts': {'train': train.counts, 'test': test.counts}}
+    return {'classes': classes, 'notes': notes, 'fingerprint': fingerprint([one.content for one in found.values()]),
+            'counts': {name: one.counts for name, one in found.items()}}
 
 
 # ---- one split --------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ BAR_FROM = 500   # images; fewer are done before a bar could be read
 
 @dataclass(frozen=True)
 class Dataset:
-    """Two COCO files, two image folders and a fingerprint."""
+    """A COCO file and an image folder a split, and a fingerprint."""
     name: str                 # the folder's name in lower case; part of results' paths
     train_ann: Path           # COCO JSON
     train_images: Path
@@ -27,6 +27,8 @@ class Dataset:
     classes: tuple[str, ...]  # in the order of category ids
     fingerprint: str          # 16 hex digits over annotations and images; the same wherever the set lies
     notes: tuple[str, ...]    # what a reader of the results must know
+    val_ann: Path | None = None         # the split on which factors are chosen, where there is one
+    val_images: Path | None = None
 
     def to_dict(self) -> dict:
         """As JSON can hold it, for a job file."""
@@ -36,7 +38,7 @@ class Dataset:
     @classmethod
     def from_dict(cls, values: dict) -> Dataset:
         """What `to_dict` gave."""
-        paths = {key: Path(values[key]) for key in ('train_ann', 'train_images', 'test_ann', 'test_images')}
+        paths = {key: values[key] and Path(values[key]) for key in values if key.endswith(('_ann', '_images'))}
         return cls(**{**values, **paths, 'classes': tuple(values['classes']), 'notes': tuple(values['notes'])})
 
 

@@ -46,8 +46,9 @@ def prepare(kind: str, data: str | Path | None = None, cache: str | Path = files
         manifest = store.read_manifest(home)
         if manifest.get('state') != store.state(source, home):
             manifest = _remake(source, home, manifest)
-    dataset = Dataset(source.name, *source.splits(home), classes=tuple(manifest['classes']),
-                      fingerprint=manifest['fingerprint'], notes=tuple(manifest['notes']))
+    train_ann, train_images, test_ann, test_images, *val = source.splits(home)
+    dataset = Dataset(source.name, train_ann, train_images, test_ann, test_images, tuple(manifest['classes']),
+                      manifest['fingerprint'], tuple(manifest['notes']), *val)
     _log_summary(dataset, manifest['counts'])
     return dataset
 

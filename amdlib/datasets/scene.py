@@ -20,7 +20,8 @@ class ShapesSpec:
     """What the mini set looks like; the knobs of its difficulty are here and nowhere else."""
     image_px: int = 128
     train_images: int = 1000
-    test_images: int = 300
+    test_images: int = 1000
+    val_images: int = 300
     classes: tuple[str, ...] = ('cross', 'disc', 'ring', 'square', 'triangle')
     seed: int = 20230131                         # the paper's date
     objects: tuple[int, int] = (3, 8)            # an image, both ends included

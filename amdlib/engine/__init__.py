@@ -4,4 +4,4 @@ An edit here makes every recorded number stale: whatever only tells of a run (pr
 `runs`; rows, profiles and data sets are unknown here. Importing it registers all that a Config names (custom_imports).
 """
 from amdlib import mmcv_ext  # noqa: F401  (serves mmcv's operators, so before anything imports mmdet)
-from amdlib.engine import checkpoints, coco, distiller, runner, training  # noqa: F401  (they register)
+from amdlib.engine import checkpoints, coco, distiller, runner, start, training  # noqa: F401  (they register)

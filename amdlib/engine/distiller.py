@@ -6,8 +6,8 @@ distributed wrapper, and `train()` never reaches it.
 """
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -17,6 +17,9 @@ from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
+from amdlib.engine.kept import KeptFeatures
+from amdlib.engine.start import drawn_from, inherit, initialise
+from amdlib.engine.taps import tap
 from amdlib.errors import RunError
 from amdlib.methods import find_method, is_outside
 from amdlib.weights.reading import load_strictly, read_weights
@@ -26,27 +29,12 @@ HALF = {'bf16': torch.bfloat16, 'fp16': torch.float16}
 PROBE_PX = 128  # side of the blank image with which levels are measured when a Distiller is built
 
 
-@contextmanager
-def tap(model: nn.Module, names: Sequence[str]) -> Iterator[list[Tensor | None]]:
-    """Collect the outputs of the named submodules while the block runs, in the order of `names`."""
-    features: list[Tensor | None] = [None] * len(names)
-
-    def keep(level: int) -> Callable:
-        def hook(_module: nn.Module, _inputs: tuple, output: Tensor) -> None:
-            features[level] = output
-        return hook
-
-    handles = [model.get_submodule(name).register_forward_hook(keep(i)) for i, name in enumerate(names)]
-    try:
-        yield features
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 @MODELS.register_module()
 class Distiller(BaseModel):
     """Train `student` with its own loss plus `method`'s loss against the frozen `teacher` on every level.
+
+    The student is built and initialised first, from `seed` alone, so that it starts alike in every row; teacher and
+    losses draw from streams of their own.
 
     Args:
         student, teacher: configs of mmdet detectors, or built ones.
@@ -57,9 +45,15 @@ class Distiller(BaseModel):
         teacher_weights: file with the teacher's weights, loaded strictly; None keeps the weights as built.
         inherit: top-level parts ('neck', 'bbox_head') whose tensors the student takes from the teacher, where name
             and shape match, before training.
-        seed: of the random masks; every level, and every process of a distributed run, draws from a stream of its own.
+        seed: of student, losses and random masks; every level, and every process of a distributed run, draws its masks
+            from a stream of its own.
         compile_teacher: compile the teacher's backbone at the first step (torch.compile).
         half_teacher: 'bf16' or 'fp16': the teacher's forward under autocast; 'off': as the surrounding code has it.
+        scales: a constant a level by which both sides' features are divided before a loss sees them; None: by none.
+        reference_rms: what the constants bring the teacher's features to; said here, not used.
+        alone: each picture passes the teacher on its own, so that the other pictures of a step change no bit.
+        kept: folder with the teacher's features of every picture (see `engine.kept`), instead of passing them again.
+        shuffled: a control: every picture gets the features of another one. Needs `kept`.
 
     Errors: ValueError when a level is missing or its feature maps do not fit, naming level and shapes, or the method
     is not known; RunError in training when a term of the loss is inf or nan, naming it.
@@ -69,10 +63,17 @@ class Distiller(BaseModel):
                  levels: Sequence[int] = (0, 1, 2, 3, 4), student_module: str = 'neck.fpn_convs.{i}.conv',
                  teacher_module: str = 'neck.fpn_convs.{i}.conv', teacher_weights: str | Path | None = None,
                  inherit: Sequence[str] = (), seed: int = 0, compile_teacher: bool = False,
-                 half_teacher: str = 'off') -> None:
+                 half_teacher: str = 'off', scales: Sequence[float] | None = None,
+                 reference_rms: float | str | None = None, alone: bool = False, kept: str | Path | None = None,
+                 shuffled: bool = False) -> None:
         loss_class = find_method(method)
-        student = MODELS.build(student) if isinstance(student, dict) else student
-        teacher = MODELS.build(teacher) if isinstance(teacher, dict) else teacher
+        if isinstance(student, dict):
+            with drawn_from('student', seed):
+                student = MODELS.build(student)
+                initialise(student)
+        if isinstance(teacher, dict):
+            with drawn_from('teacher', seed):
+                teacher = MODELS.build(teacher)
         super().__init__(data_preprocessor=student.data_preprocessor)
         _check_same_pixels(student.data_preprocessor, teacher.data_preprocessor)
         if teacher_weights is not None:
@@ -80,25 +81,32 @@ class Distiller(BaseModel):
         self.student = student
         object.__setattr__(self, 'teacher', teacher.eval().requires_grad_(False))  # not a submodule, see above
         self.half_teacher = HALF.get(half_teacher)
-        self.method, self.levels, self.inherit = method, tuple(levels), tuple(inherit)
+        self.method, self.levels, self.alone = method, tuple(levels), alone
         self.student_taps = [student_module.format(i=i) for i in self.levels]
         self.teacher_taps = [teacher_module.format(i=i) for i in self.levels]
+        self.scales = [1.0] * len(self.levels) if scales is None else [float(scale) for scale in scales]
+        if len(self.scales) != len(self.levels) or not all(0 < scale < float('inf') for scale in self.scales):
+            raise ValueError(f'scales={scales!r}: expected a positive number for each of the levels {self.levels}')
+        if shuffled and not kept:
+            raise ValueError('shuffled=True needs the kept features of all pictures')
+        self.kept = KeptFeatures(kept, shuffled) if kept else None
+        self.measures_gradients = False     # set for a step by engine.runner.GradientHook
+        self.inherited = _inherit(student, teacher, inherit)
         # names as in the public FGD and MGD checkpoints: distill_losses.loss_mgd_fpn_0.align.weight
-        short = loss_class.__name__.lower() if is_outside(method) else method
+        self.short = loss_class.__name__.lower() if is_outside(method) else method
         self.distill_losses = nn.ModuleDict()
         for i, (c_s, c_t) in zip(self.levels, self._measure_channels(), strict=True):
-            # processes of a distributed run must not mask alike; the first one's masks are those of a run on its own
-            loss = loss_class(c_s, c_t, **(options or {}))
+            with drawn_from('loss', seed, i):
+                loss = loss_class(c_s, c_t, **(options or {}))
             if hasattr(loss, 'reseed'):
+                # processes of a distributed run must not mask alike; the first one's masks are those of a run alone
                 loss.reseed(1000 * seed + 10 * get_rank() + i)
-            self.distill_losses[f'loss_{short}_fpn_{i}'] = loss
+            self.distill_losses[f'loss_{self.short}_fpn_{i}'] = loss
         if compile_teacher:  # the backbone is nearly all of its cost; the neck stays as it is, for the taps
             teacher.backbone.compile()
 
     def init_weights(self) -> None:
-        """Initialise the student, then copy from the teacher what `inherit` names."""
-        super().init_weights()
-        self.inherited = self._inherit()
+        """Done when it was built: the student starts before anything else draws."""
 
     def forward(self, inputs: Tensor, data_samples: list | None = None, mode: str = 'tensor') -> dict | list | tuple:
         """mmengine's modes: 'loss' distils; 'predict' and 'tensor' are the student alone."""
@@ -107,23 +115,53 @@ class Distiller(BaseModel):
         return self.student(inputs, data_samples, mode=mode)
 
     def loss(self, inputs: Tensor, data_samples: list[BaseDataElement]) -> dict[str, Tensor]:
-        """The student's losses, `loss_<method>_fpn_<i>` a level, and each level's share of the total (0 to 1)."""
-        f_t = self._teacher_features(inputs)
+        """The student's losses and `loss_<method>_fpn_<i>` a level.
+
+        Logged beside them: `share_fpn_<i>`, each level's share of the total (0 to 1); `ratio`, distillation over
+        detection; what a method tells of itself (`<name>_fpn_<i>`); now and then the gradients (`GradientHook`).
+        """
+        f_t = self._features_of(inputs, data_samples)
         with tap(self.student, self.student_taps) as f_s:
             losses = dict(self.student.loss(inputs, data_samples))
+        detection, _ = self.parse_losses(losses)
         boxes = [_boxes_xyxy_px(sample) for sample in data_samples]
         shapes = [tuple(sample.img_shape[:2]) for sample in data_samples]
-        terms = {name: loss(s, t, boxes, shapes)
-                 for (name, loss), s, t in zip(self.distill_losses.items(), f_s, f_t, strict=True)}
+        terms = {name: loss(*_divided(scale, s, t), boxes, shapes) for (name, loss), scale, s, t in
+                 zip(self.distill_losses.items(), self.scales, f_s, f_t, strict=True)}
         losses.update(terms)
         total, logged = self.parse_losses(losses)
         _stop_if_not_finite(total, logged)
-        for i, term in zip(self.levels, terms.values(), strict=True):
+        for i, (term, loss) in zip(self.levels, zip(terms.values(), self.distill_losses.values(), strict=True),
+                                   strict=True):
             losses[f'share_fpn_{i}'] = (term / total).detach()  # no 'loss' in the name: logged, not added up
+            losses |= {f'{name}_fpn_{i}': value for name, value in getattr(loss, 'told', {}).items()}
+        distillation = sum(terms.values())
+        losses['ratio'] = (distillation / detection.clamp(min=1e-12)).detach()
+        if self.measures_gradients:
+            losses |= {'grad_detection': self._gradient(detection), 'grad_distillation': self._gradient(distillation)}
         return losses
 
+    def _features_of(self, inputs: Tensor, data_samples: list[BaseDataElement]) -> list[Tensor]:
+        """The teacher's feature of every level for these pictures."""
+        if self.kept is not None:
+            found = self.kept([int(sample.img_id) for sample in data_samples],
+                              [bool(sample.get('flip')) for sample in data_samples], tuple(inputs.shape[2:]))
+            return [feature.to(inputs.device) for feature in found]
+        if not self.alone:
+            return self.teacher_features(inputs)
+        each = [self.teacher_features(picture) for picture in inputs.split(1)]
+        return [torch.cat(level) for level in zip(*each, strict=True)]
+
+    def _gradient(self, loss: Tensor) -> Tensor:
+        """Norm of a loss's gradient on the student's backbone."""
+        parameters = [p for p in self.student.backbone.parameters() if p.requires_grad]
+        found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+        norms = [gradient.norm() for gradient in found if gradient is not None]
+        return torch.stack(norms).norm() if norms else loss.new_zeros(())
+
     @torch.no_grad()
-    def _teacher_features(self, inputs: Tensor) -> list[Tensor]:
+    def teacher_features(self, inputs: Tensor) -> list[Tensor]:
+        """The teacher's feature of every level: pixels (N, 3, H, W) -> (N, C, h, w) each."""
         with tap(self.teacher, self.teacher_taps) as features, self._teacher_precision(inputs.device.type):
             self.teacher.extract_feat(inputs)  # backbone and neck, no head
         return features
@@ -135,17 +173,6 @@ class Distiller(BaseModel):
         """`.to()`, `.cuda()`, `.half()` and the like reach the teacher too."""
         self.teacher._apply(fn)
         return super()._apply(fn, recurse)
-
-    def _inherit(self) -> list[str]:
-        source, target = self.teacher.state_dict(), self.student.state_dict()
-        names = [name for name, value in source.items() if name.split('.')[0] in self.inherit
-                 and name in target and target[name].shape == value.shape]
-        if self.inherit and not names:
-            raise ValueError(f'nothing to inherit: no tensor of {", ".join(self.inherit)} has the same name and shape '
-                             'in student and teacher')
-        for name in names:
-            target[name].copy_(source[name])
-        return names
 
     @torch.no_grad()
     def _measure_channels(self) -> list[tuple[int, int]]:
@@ -164,7 +191,7 @@ class Distiller(BaseModel):
         with tap(self.student, self.student_taps) as f_s:
             self.student.extract_feat(blank)
         self.student.train(was_training)
-        f_t = self._teacher_features(blank)
+        f_t = self.teacher_features(blank)
         for i, s, t in zip(self.levels, f_s, f_t, strict=True):
             if s is None or t is None:
                 raise ValueError(f'level {i}: the {"student" if s is None else "teacher"} does not run that module')
@@ -172,6 +199,15 @@ class Distiller(BaseModel):
                 raise ValueError(f'level {i}: for a {PROBE_PX}x{PROBE_PX} image the student gives {tuple(s.shape)}, '
                                  f'the teacher {tuple(t.shape)}; height and width must agree')
         return [(s.shape[1], t.shape[1]) for s, t in zip(f_s, f_t, strict=True)]
+
+
+def _inherit(student: nn.Module, teacher: nn.Module, parts: Sequence[str]) -> list[str]:
+    return inherit(student, teacher.state_dict(), parts)
+
+
+def _divided(scale: float, f_s: Tensor, f_t: Tensor) -> tuple[Tensor, Tensor]:
+    """Both sides' features of a level in the magnitude that published weights belong to."""
+    return (f_s, f_t) if scale == 1 else (f_s / scale, f_t / scale)
 
 
 def _boxes_xyxy_px(sample: BaseDataElement) -> Tensor:

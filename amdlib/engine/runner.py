@@ -20,7 +20,9 @@ from mmengine.runner.amp import autocast
 from torch import nn
 from torch.utils.data import DataLoader
 
+from amdlib.engine.start import drawn_from, inherit, initialise
 from amdlib.files import whole
+from amdlib.weights.reading import read_weights
 
 Watch = Callable[[str, int, int, float], None]    # phase ('train', 'test'), steps done, steps in all, seconds a step
 
@@ -47,6 +49,19 @@ class ProgressHook(Hook):
     def after_test_iter(self, runner: Runner, batch_idx: int, data_batch=None, outputs=None) -> None:
         speed = (time.monotonic() - self.test_began_s) / (batch_idx + 1)
         self.watch('test', batch_idx + 1, len(runner.test_dataloader), speed)
+
+
+class GradientHook(Hook):
+    """Has a Distiller measure, at every `every`-th step of one process, what each part of the loss asks of the
+    backbone."""
+
+    def __init__(self, every: int = 100) -> None:
+        self.every = every
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch=None) -> None:
+        model = runner.model
+        if hasattr(model, 'measures_gradients'):    # not within a distributed wrapper
+            model.measures_gradients = runner.iter % self.every == 0
 
 
 class LearningRateHook(Hook):
@@ -77,7 +92,18 @@ class BFloat16OptimWrapper(OptimWrapper):
 
 class QuietRunner(Runner):
     """mmengine's Runner; its log goes to the file in the work dir, only warnings to the terminal. Checkpoints are
-    whole, and `cfg.channels_last` is obeyed."""
+    whole, `cfg.channels_last` is obeyed, and a detector starts from its seed alone (see `engine.start`)."""
+
+    def build_model(self, model: nn.Module | dict) -> nn.Module:
+        """A Distiller starts its own student; `cfg.inherit` is for a student that is not distilled."""
+        if isinstance(model, nn.Module) or model.type == 'Distiller':
+            return super().build_model(model)
+        with drawn_from('student', self.seed):
+            built = super().build_model(model)
+            initialise(built)
+        if taken := self.cfg.get('inherit'):
+            inherit(built, read_weights(taken.weights), taken.parts)
+        return built
 
     def build_logger(self, *args, **kwargs) -> MMLogger:
         logger = super().build_logger(*args, **kwargs)

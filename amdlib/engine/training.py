@@ -15,10 +15,12 @@ from pathlib import Path
 import torch
 from mmengine.config import Config
 from mmengine.dist import is_main_process
+from mmengine.hooks import Hook
 
 from amdlib import mmcv_ext
 from amdlib.engine.checkpoints import WholeCheckpointHook, plain_model
-from amdlib.engine.runner import LearningRateHook, ProgressHook, QuietRunner, Watch
+from amdlib.engine.runner import GradientHook, LearningRateHook, ProgressHook, QuietRunner, Watch
+from amdlib.engine.start import SeedSteps, weights_sha256
 from amdlib.files import sha256, write_text
 from amdlib.weights.reading import check_backbone, harmless_types, load_strictly, read_weights
 from amdlib.weights.writing import write_weights
@@ -38,6 +40,7 @@ class Task:
         watch: told phase, step, steps and seconds a step, after every step.
         gpus: so many processes train it, where that is more than one by `processes.launch`.
         tell_lr: told at the start the learning rate that the Config gives and the one that is used.
+        hooks: of mmengine, that only look on.
     """
     name: str
     cfg: Config
@@ -47,6 +50,7 @@ class Task:
     watch: Watch | None = None
     gpus: int = 1
     tell_lr: Callable[[float, float], None] | None = None
+    hooks: tuple[Hook, ...] = ()
 
 
 def train_and_test(task: Task) -> dict | None:
@@ -69,16 +73,19 @@ def train_and_test(task: Task) -> dict | None:
         runner = QuietRunner.from_cfg(cfg)
         model = plain_model(runner)
         student = getattr(model, 'student', model)
-        rate = LearningRateHook(task.tell_lr)
+        rate, started_from = LearningRateHook(task.tell_lr), weights_sha256(student)
         if task.watch is not None:
             runner.register_hook(ProgressHook(task.watch))
         if checkpoint:
             load_strictly(model, read_weights(checkpoint), checkpoint)
             steps, resumed_from, train_s = 0, [], time.monotonic() - began_s
+        elif cfg.get('untrained'):
+            steps, resumed_from, train_s = 0, [], 0.0
         else:
             if backbone:
                 check_backbone(student.backbone, read_weights(backbone), backbone)
-            runner.register_hook(rate)
+            for hook in (rate, SeedSteps(cfg.randomness.seed), GradientHook(), *task.hooks):
+                runner.register_hook(hook)
             runner.train()
             kept = next(hook for hook in runner.hooks if isinstance(hook, WholeCheckpointHook))
             steps, resumed_from, train_s = runner.max_iters, kept.resumed_from, kept.train_s
@@ -90,7 +97,7 @@ def train_and_test(task: Task) -> dict | None:
     _keep_scalars(task.folder)
     on_gpu = torch.cuda.is_available()
     return {
-        'numbers': numbers, 'weights_sha256': sha256(task.folder / 'weights.pth'),
+        'numbers': numbers, 'student_sha256': started_from, 'weights_sha256': sha256(task.folder / 'weights.pth'),
         'steps': steps, 'resumed_from': resumed_from,
         'train_s': train_s, 'wall_s': train_s + time.monotonic() - test_began_s, 'began': began,
         'device': torch.cuda.get_device_name() if on_gpu else 'CPU',

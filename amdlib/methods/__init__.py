@@ -43,7 +43,7 @@ def is_outside(name: str) -> bool:
 
 
 def absolute(name: str) -> str:
-    """The name with an absolute path (`/home/me/file.py:ClassName`); names of the package's own methods as they are.
+    """The name with an absolute path (`/folder/file.py:ClassName`); names of the package's own methods as they are.
 
     Errors: SettingError for a name that means a file and is not `path/to/file.py:ClassName`.
     """
@@ -197,15 +197,15 @@ def _exponents_problem(method: type[LevelLoss]) -> str:
     weights = [option.name for option in options.values() if _is_number(option.default)]
     expected = ("expected for each weight the exponents (a, b) with which its term grows as C**a * (H*W)**b, such as "
                 f"WEIGHT_EXPONENTS = {{{(weights or ['weight'])[0]!r}: (1, 1)}} for a sum over the feature, "
-                "(0, 0) for a mean")
+                "(0, 0) for a mean; a third number is the exponent of N")
     if not isinstance(exponents, dict) or not exponents:
         return f' has no WEIGHT_EXPONENTS; {expected}'
     for weight, pair in exponents.items():
         if weight not in weights:
             return (f'.WEIGHT_EXPONENTS names {weight!r}, which is no option with a number as default; those are: '
                     f'{", ".join(weights) or "none"}')
-        if not (isinstance(pair, tuple | list) and len(pair) == 2 and all(map(_is_number, pair))):
-            return f'.WEIGHT_EXPONENTS[{weight!r}] = {pair!r}: expected two numbers (a, b)'
+        if not (isinstance(pair, tuple | list) and len(pair) in (2, 3) and all(map(_is_number, pair))):
+            return f'.WEIGHT_EXPONENTS[{weight!r}] = {pair!r}: expected two or three numbers, (a, b) or (a, b, n)'
     for option in weights:
         if option not in exponents and re.search(r'(^|_)weight(_|$)', option):
             return f'.WEIGHT_EXPONENTS lacks {option!r}; {expected}'

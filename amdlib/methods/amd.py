@@ -35,6 +35,7 @@ import torch
 from torch import Tensor, nn
 
 from amdlib.methods.level import (
+    DrawnMask,
     LevelLoss,
     RandomMask,
     align_channels,
@@ -45,7 +46,7 @@ from amdlib.methods.level import (
     squared_error,
 )
 
-SPATIAL = ('adaptive', 'random', 'none', 'all')
+SPATIAL = ('adaptive', 'random', 'none', 'all', 'permuted', 'inverted')
 CHANNEL = ('se', 'none')
 GENERATION = ('conv2', 'conv1', 'mbconv')
 CHANNEL_POSITION = ('after', 'within')
@@ -102,6 +103,39 @@ class AdaptiveMask(nn.Module):
 
     def extra_repr(self) -> str:
         return f'temperature={self.temperature}, phi={self.phi}'
+
+
+class PermutedMask(DrawnMask):
+    """A control: as many positions of each image masked as the paper's mask has, placed at random.
+
+    Shapes: (N, C, H, W) -> (N, 1, H, W), 1 = kept.
+    """
+
+    def __init__(self, adaptive: AdaptiveMask, seed: int = 0) -> None:
+        super().__init__(seed)
+        self.adaptive = adaptive
+
+    def forward(self, f_t: Tensor) -> Tensor:
+        keep = self.adaptive(f_t).flatten(1)
+        places = torch.rand(keep.shape, generator=self.generator).argsort(dim=1)
+        return keep.gather(1, places.to(keep.device)).view(len(f_t), 1, *f_t.shape[2:])
+
+
+class InvertedMask(nn.Module):
+    """A control: as many positions of each image masked as the paper's mask has, those with the least attention.
+
+    Shapes: (N, C, H, W) -> (N, 1, H, W), 1 = kept.
+    """
+
+    def __init__(self, adaptive: AdaptiveMask) -> None:
+        super().__init__()
+        self.adaptive = adaptive
+
+    def forward(self, f_t: Tensor) -> Tensor:
+        attention = spatial_attention(f_t, self.adaptive.temperature).detach().flatten(1)
+        masked = (attention > self.adaptive.phi).sum(dim=1, keepdim=True)
+        rank = attention.argsort(dim=1, stable=True).argsort(dim=1)     # 0 = the least attention
+        return (rank >= masked).to(attention.dtype).view(len(f_t), 1, *f_t.shape[2:])
 
 
 class ConstantMask(nn.Module):
@@ -222,8 +256,9 @@ class AMDLoss(LevelLoss):
     """Adaptive masked distillation of one level: alpha * sum((F_T - generation(align(F_S) * M) * clue)^2) / N.
 
     `spatial` chooses M: 'adaptive' = by attention (Eq. 2-4); 'random' = as MGD, with `mask_ratio` (Tables II-IV
-    without Ada-Mask; that MGD's masking replaces it is assumed); 'none' = nothing masked; 'all' = everything masked,
-    a control in which the student receives a zero gradient.
+    without Ada-Mask; that MGD's masking replaces it is assumed). Controls of ours: 'none' = nothing masked; 'all' =
+    everything masked, so that the student receives a zero gradient; 'permuted' = as many positions of each image as
+    'adaptive' masks, placed at random; 'inverted' = as many, those with the least attention.
     `channel`: 'se' = the channel clue, 'none' = without it. `channel_position`: 'after' the generation block, or
     'within', between its two convolutions (Table VI; 'conv2' only). `generation`: Table V.
     `seed` starts the random masks; `reseed` restarts them.
@@ -261,8 +296,10 @@ class AMDLoss(LevelLoss):
         self.channel = channel
         self.channel_position = channel_position
 
-        masks = {'adaptive': AdaptiveMask(temperature, phi), 'random': RandomMask(mask_ratio, seed),
-                 'none': ConstantMask(1.0), 'all': ConstantMask(0.0)}       # all are built: each checks its arguments
+        adaptive = AdaptiveMask(temperature, phi)
+        masks = {'adaptive': adaptive, 'random': RandomMask(mask_ratio, seed), 'permuted': PermutedMask(adaptive, seed),
+                 'inverted': InvertedMask(adaptive), 'none': ConstantMask(1.0),
+                 'all': ConstantMask(0.0)}      # all are built: each checks its arguments
         self.align = align_channels(student_channels, teacher_channels)
         self.add_module(f'{spatial}_mask', masks[spatial])      # checkpoints know `random_mask` by this name
         self.generation = GenerationBlock(teacher_channels, generation)
@@ -270,11 +307,13 @@ class AMDLoss(LevelLoss):
 
     def mask(self, f_t: Tensor) -> Tensor:
         """The mask this instance lays on the student, 1 = kept: (N, C, H, W) -> (N, 1, H, W)."""
-        return self.get_submodule(f'{self.spatial}_mask')(f_t)                                  # Eq. 2-4
+        return self.get_submodule(f'{self.spatial}_mask')(f_t)
 
     def generate(self, f_s: Tensor, f_t: Tensor) -> Tensor:
         """The generated feature F_gen: (N, C_s, H, W), (N, C, H, W) -> (N, C, H, W)."""
-        f_mask = self.align(f_s) * self.mask(f_t)                                               # Eq. 5; 1 = kept
+        keep = self.mask(f_t)                                                                   # Eq. 2-4; 1 = kept
+        self.told = {'masked': 1 - keep.mean()}
+        f_mask = self.align(f_s) * keep                                                         # Eq. 5
         return GENERATED[self.channel, self.channel_position](f_mask, f_t, self.generation, self.clue)      # Eq. 6
 
     def weighted_loss(self, f_s: Tensor, f_t: Tensor, boxes: Sequence[Tensor] | None = None,

@@ -17,8 +17,8 @@ class FGDLoss(LevelLoss):
     """Focal and global distillation: foreground, background, attention and relation terms, each divided by N.
 
     foreground and background (`alpha_fgd`, `beta_fgd`): squared error weighted by the teacher's spatial and channel
-    attention and by `box_masks`. attention (`gamma_fgd`): L1 distance of the two sides' attentions. relation
-    (`lambda_fgd`): squared error after a global-context block on each side. `temp` is the temperature.
+    attention and by `box_masks`. attention (`gamma_fgd` over positions, `gamma_channel_fgd` over channels): L1
+    distance of the two sides' attentions. relation (`lambda_fgd`): squared error after a global-context block on each side. `temp` is the temperature.
     Needs `boxes` and `image_shapes`. The defaults are those of the public code's class; its configs set others for
     each pair of detectors (`PUBLISHED`).
     Shapes and errors: see `LevelLoss`; `ValueError` where boxes or image shapes are missing or malformed, or
@@ -28,28 +28,33 @@ class FGDLoss(LevelLoss):
 
     LABEL = 'FGD'
     # alpha, beta: sums over channels, normalised by the area of a box and the count of background positions (exact up
-    # to the border that box_masks adds to a box). gamma: the sum of a spatial part (0, 1) and a channel part (1, 0);
-    # no single pair is exact, and the spatial part, with 16800 positions to 256 channels on the finest level of a
-    # 1333x800 image, dominates. lambda: a plain sum.
-    WEIGHT_EXPONENTS = {'alpha_fgd': (1, 0), 'beta_fgd': (1, 0), 'gamma_fgd': (0, 1), 'lambda_fgd': (1, 1)}
+    # to the border that box_masks adds to a box). gamma: sums over positions and over channels, each with its own
+    # weight here, which are one in the authors' code. lambda: a plain sum.
+    WEIGHT_EXPONENTS = {'alpha_fgd': (1, 0), 'beta_fgd': (1, 0), 'gamma_fgd': (0, 1), 'gamma_channel_fgd': (1, 0),
+                        'lambda_fgd': (1, 1)}
     # The authors' public configs, one a pair of detectors; all have temp=0.5.
     PUBLISHED = {
-        'retinanet': {'alpha_fgd': 1e-3, 'beta_fgd': 5e-4, 'gamma_fgd': 5e-4, 'lambda_fgd': 5e-6},
-        'reppoints': {'alpha_fgd': 1.6e-3, 'beta_fgd': 8e-4, 'gamma_fgd': 8e-4, 'lambda_fgd': 8e-6},
-        'faster_rcnn': {'alpha_fgd': 5e-5, 'beta_fgd': 2.5e-5, 'gamma_fgd': 5e-5, 'lambda_fgd': 5e-7}}
+        'retinanet': {'alpha_fgd': 1e-3, 'beta_fgd': 5e-4, 'gamma_fgd': 5e-4, 'gamma_channel_fgd': 5e-4,
+                      'lambda_fgd': 5e-6},
+        'reppoints': {'alpha_fgd': 1.6e-3, 'beta_fgd': 8e-4, 'gamma_fgd': 8e-4, 'gamma_channel_fgd': 8e-4,
+                      'lambda_fgd': 8e-6},
+        'faster_rcnn': {'alpha_fgd': 5e-5, 'beta_fgd': 2.5e-5, 'gamma_fgd': 5e-5, 'gamma_channel_fgd': 5e-5,
+                        'lambda_fgd': 5e-7}}
 
     def __init__(self, student_channels: int, teacher_channels: int, temp: float = 0.5, alpha_fgd: float = 1e-3,
-                 beta_fgd: float = 5e-4, gamma_fgd: float = 1e-3, lambda_fgd: float = 5e-6) -> None:
+                 beta_fgd: float = 5e-4, gamma_fgd: float = 1e-3, lambda_fgd: float = 5e-6,
+                 gamma_channel_fgd: float = 1e-3) -> None:
         super().__init__(student_channels, teacher_channels)
         check_integer('teacher_channels', teacher_channels, at_least=2)
         check_number('temp', temp, above=0)
         for name, weight in (('alpha_fgd', alpha_fgd), ('beta_fgd', beta_fgd), ('gamma_fgd', gamma_fgd),
-                             ('lambda_fgd', lambda_fgd)):
+                             ('gamma_channel_fgd', gamma_channel_fgd), ('lambda_fgd', lambda_fgd)):
             check_number(name, weight, at_least=0)
         self.temp = temp
         self.alpha_fgd = alpha_fgd
         self.beta_fgd = beta_fgd
         self.gamma_fgd = gamma_fgd
+        self.gamma_channel_fgd = gamma_channel_fgd
         self.lambda_fgd = lambda_fgd
 
         self.align = align_channels(student_channels, teacher_channels)
@@ -66,15 +71,17 @@ class FGDLoss(LevelLoss):
 
         # (N, H, W): the teacher's channel attention is summed away before the masks divide the positions.
         error = ((f_s - f_t).square() * channel_t[:, :, None, None]).sum(dim=1) * spatial_t
-        attention = (spatial_s - spatial_t).abs().sum() + (channel_s - channel_t).abs().sum()
+        attention = (self.gamma_fgd * (spatial_s - spatial_t).abs().sum()
+                     + self.gamma_channel_fgd * (channel_s - channel_t).abs().sum())
         relation = squared_error(_with_context(f_t, self.conv_mask_t, self.channel_add_conv_t),
                                  _with_context(f_s, self.conv_mask_s, self.channel_add_conv_s))
         return (self.alpha_fgd * (error * foreground).sum() / n + self.beta_fgd * (error * background).sum() / n
-                + self.gamma_fgd * attention / n + self.lambda_fgd * relation)
+                + attention / n + self.lambda_fgd * relation)
 
     def extra_repr(self) -> str:
         return (f'temp={self.temp}, alpha_fgd={self.alpha_fgd}, beta_fgd={self.beta_fgd}, '
-                f'gamma_fgd={self.gamma_fgd}, lambda_fgd={self.lambda_fgd}')
+                f'gamma_fgd={self.gamma_fgd}, gamma_channel_fgd={self.gamma_channel_fgd}, '
+                f'lambda_fgd={self.lambda_fgd}')
 
 
 def channel_attention(feature: Tensor, temperature: float) -> Tensor:

@@ -32,9 +32,9 @@ class FKDLoss(LevelLoss):
     """
 
     LABEL = 'FKD'
-    # L2 norms of C*H*W, C, H*W and C*H*W elements.
-    WEIGHT_EXPONENTS = {'feature_weight': (.5, .5), 'channel_weight': (.5, 0), 'spatial_weight': (0, .5),
-                        'nonlocal_weight': (.5, .5)}
+    # L2 norms of C*H*W, C, H*W and C*H*W elements of each of N images.
+    WEIGHT_EXPONENTS = {'feature_weight': (.5, .5, .5), 'channel_weight': (.5, 0, .5), 'spatial_weight': (0, .5, .5),
+                        'nonlocal_weight': (.5, .5, .5)}
     PUBLISHED = {}      # mmrazor's FBKD has one set of values, the defaults; assumed for every pair of detectors
 
     def __init__(self, student_channels: int, teacher_channels: int, feature_weight: float = 7e-5,

@@ -24,17 +24,19 @@ class LevelLoss(nn.Module):
     A method implements `weighted_loss` with the same arguments. Its constructor takes `student_channels` and
     `teacher_channels`, then options that all have a default. It declares:
 
-    `WEIGHT_EXPONENTS`: for each of its weights, the exponents (a, b) with which the weighted term grows as
-    C**a * (H*W)**b at a constant error per element. One rule then carries the published weights to other sizes of
-    feature: multiply each weight by (C_published / C)**a * (positions_published / positions)**b.
+    `WEIGHT_EXPONENTS`: for each of its weights, the exponents (a, b) or (a, b, n) with which the weighted term grows as
+    C**a * (H*W)**b * N**n at a constant error per element. One rule then carries the published weights to other sizes:
+    multiply each weight by (C_published / C)**a * (positions_published / positions)**b * (N_published / N)**n.
     `LABEL`: the method's name as tables print it (none: the class's name).
     `PUBLISHED`: the published options of a detector pair, by the pair's name, where they differ from the defaults.
+
+    `told` holds what a method has to say of its last call (0-d tensors by name), for the log.
 
     Errors: `ValueError` where the features' shapes do not fit each other or the channels the loss was built for.
     """
 
     LABEL: ClassVar[str] = ''
-    WEIGHT_EXPONENTS: ClassVar[dict[str, tuple[float, float]]] = {}
+    WEIGHT_EXPONENTS: ClassVar[dict[str, tuple[float, ...]]] = {}
     PUBLISHED: ClassVar[dict[str, dict[str, Any]]] = {}
 
     def __init_subclass__(cls, **keywords: Any) -> None:
@@ -47,6 +49,7 @@ class LevelLoss(nn.Module):
         check_integer('teacher_channels', teacher_channels, at_least=1)
         self.student_channels = student_channels
         self.teacher_channels = teacher_channels
+        self.told: dict[str, Tensor] = {}
 
     def forward(self, f_s: Tensor, f_t: Tensor, boxes: Sequence[Tensor] | None = None,
                 image_shapes: Sequence[tuple[int, int]] | None = None) -> Tensor:
@@ -63,7 +66,7 @@ class LevelLoss(nn.Module):
     def reseed(self, seed: int) -> None:
         """Restart the random masks, where there are any, with `seed`."""
         for part in self.modules():
-            if isinstance(part, RandomMask):
+            if isinstance(part, DrawnMask):
                 part.reseed(seed)
 
     def _check_features(self, f_s: Tensor, f_t: Tensor) -> None:
@@ -116,20 +119,17 @@ def random_keep_mask(feature: Tensor, mask_ratio: float, generator: torch.Genera
     return torch.where(uniform > 1 - mask_ratio, 0.0, 1.0).to(device=feature.device, dtype=feature.dtype)
 
 
-class RandomMask(nn.Module):
-    """Draws random masks, 1 = kept, from a generator of its own whose state is part of the state_dict.
+class DrawnMask(nn.Module):
+    """Base of masks that draw, from a generator of their own whose state is part of the state_dict.
 
     A resumed run therefore continues the sequence. A state_dict without the entry (a published checkpoint) loads all
     the same, strictly too, and leaves the generator as it is. Levels that share a seed draw related masks: give each
     its own.
-    Shapes: (N, C, H, W) -> (N, 1, H, W).
-    Errors: `ValueError` where `mask_ratio` is outside [0, 1] or `seed` is not an integer of 0 or more.
+    Errors: `ValueError` where `seed` is not an integer of 0 or more.
     """
 
-    def __init__(self, mask_ratio: float, seed: int = 0) -> None:
+    def __init__(self, seed: int = 0) -> None:
         super().__init__()
-        check_number('mask_ratio', mask_ratio, at_least=0, at_most=1)
-        self.mask_ratio = mask_ratio
         self.generator = torch.Generator()
         self.reseed(seed)
 
@@ -137,12 +137,6 @@ class RandomMask(nn.Module):
         """Start the sequence that belongs to `seed`."""
         check_integer('seed', seed, at_least=0)
         self.generator.manual_seed(seed)
-
-    def forward(self, feature: Tensor) -> Tensor:
-        return random_keep_mask(feature, self.mask_ratio, self.generator)
-
-    def extra_repr(self) -> str:
-        return f'mask_ratio={self.mask_ratio}'
 
     def get_extra_state(self) -> Tensor:
         return self.generator.get_state()
@@ -155,6 +149,25 @@ class RandomMask(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, missing_keys, *rest)
         # Published checkpoints hold no generator; without this, torch reports its entry as missing.
         missing_keys[:] = [key for key in missing_keys if key != f'{prefix}_extra_state']
+
+
+class RandomMask(DrawnMask):
+    """Draws random masks, 1 = kept: each position is masked with probability `mask_ratio`.
+
+    Shapes: (N, C, H, W) -> (N, 1, H, W).
+    Errors: `ValueError` where `mask_ratio` is outside [0, 1] or `seed` is not an integer of 0 or more.
+    """
+
+    def __init__(self, mask_ratio: float, seed: int = 0) -> None:
+        super().__init__(seed)
+        check_number('mask_ratio', mask_ratio, at_least=0, at_most=1)
+        self.mask_ratio = mask_ratio
+
+    def forward(self, feature: Tensor) -> Tensor:
+        return random_keep_mask(feature, self.mask_ratio, self.generator)
+
+    def extra_repr(self) -> str:
+        return f'mask_ratio={self.mask_ratio}'
 
 
 # --- Checks of arguments ---------------------------------------------------------------------------------------------

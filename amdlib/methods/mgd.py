@@ -40,7 +40,9 @@ class MGDLoss(LevelLoss):
 
     def weighted_loss(self, f_s: Tensor, f_t: Tensor, boxes: Sequence[Tensor] | None = None,
                       image_shapes: Sequence[tuple[int, int]] | None = None) -> Tensor:
-        f_gen = self.generation(self.align(f_s) * self.random_mask(f_t))        # mask: 1 = kept
+        keep = self.random_mask(f_t)
+        self.told = {'masked': 1 - keep.mean()}
+        f_gen = self.generation(self.align(f_s) * keep)     # 1 = kept
         return self.alpha_mgd * squared_error(f_t, f_gen)
 
     def extra_repr(self) -> str:

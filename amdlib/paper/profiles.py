@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field, replace
 
 from amdlib.errors import SettingError
 
-PAPER_CHANNELS, PAPER_IMAGE_PX = 256, (1333, 800)   # what the published loss weights belong to
+PAPER_CHANNELS, PAPER_IMAGE_PX, PAPER_IMAGES = 256, (1333, 800), 2  # what the published loss weights belong to
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,11 @@ class Profile:
     log_every: int = 10                  # steps
     score_thr: float | None = None       # what scores less is not detected; None: mmdet's 0.05
     published: bool = False              # teachers are published detectors, and students start from published backbones
+    shipped: str = ''                    # folder below the kit's with trained teachers and first backbones of students
+    arm: str = 'inherit'                 # how one-stage students of the methods start: 'alone', or 'inherit' (from the
+                                         # teacher's neck and head, as the public code of FGD and MGD does)
+    reference_rms: float | None = None   # to which a teacher's features are scaled before a loss sees them; None: not
+    keep_features: bool = False          # the teacher looks at every picture once, as it is and flipped, and alone
     first_images: tuple[int, int] | None = None     # of both splits, where data is 'first_of_coco'
     dry_run: bool = False                # its numbers mean nothing and go into no table
     can_show: str = ''                   # in plain words, printed under every table
@@ -54,14 +59,11 @@ class Profile:
 
 
 PROFILES = {profile.name: profile for profile in (
-    Profile('mini', (128, 128), 'shapes', 4, {'retinanet-teacher': 8, 'faster_rcnn-teacher': 6, 'teacher': 9,
-                                    'reppoints': 7, 'faster_rcnn': 4, 'student': 5},
-            Network(18, 16), Network(18, 24), 64, 3e-3,
+    Profile('mini', (128, 128), 'shapes', 4, {'teacher': 48, 'student': 16},
+            Network(18, 16), Network(18, 32), 64, 3e-3,
             head_convs=2, fc_channels=128, anchor_scale=0.5, proposals=64, workers=0,
-            can_show='Scenes of shapes, narrow networks, minutes on a CPU: it shows that every part works, that a '
-                     'better teacher helps, and how large the effects are here. It cannot show which method is better '
-                     'on COCO: networks, data and schedule are others, and one seed on a few hundred test images does '
-                     'not tell small differences from chance.'),
+            shipped='data/teachers/mini', arm='alone', reference_rms=0.5, keep_features=True,
+            can_show='Scenes of shapes, narrow networks, minutes on a CPU.'),
     Profile('small', (320, 320), 'folder', 8, {'student': 24, 'teacher': 36}, Network(18, 64), Network(50, 64), 128,
             5e-4, fc_channels=512, anchor_scale=0.5, proposals=300, workers=2,
             can_show='Real images, an ordinary ResNet-18 and ResNet-50 from scratch: it shows whether distillation '
@@ -93,14 +95,21 @@ def find_profile(name: str) -> Profile:
 
 
 
-def scale_weights(loss_class: type, options: dict, profile: Profile) -> dict:
-    """The published weights belong to 256 channels at 1333x800. One rule for all methods: a term keeps the value that
-    it would have there for the same error an element, `weight * (256 / C)**a * (1333 * 800 / (W * H))**b`, with the
-    exponents that follow from the term's formula (`WEIGHT_EXPONENTS` of the loss). Nothing is tuned by method."""
+def scale_weights(loss_class: type, options: dict, profile: Profile, images: int = 2, factor: float = 1.0) -> dict:
+    """The published weights belong to 256 channels at 1333x800 and 2 images a step and GPU. One rule for all methods: a
+    term keeps the value that it would have there for the same error an element,
+    `weight * (256 / C)**a * (1333 * 800 / (W * H))**b * (2 / N)**n`, with the exponents that follow from the term's
+    formula (`WEIGHT_EXPONENTS` of the loss).
+
+    Args:
+        images: N, a step and GPU.
+        factor: on all weights of the method, where it is calibrated.
+    """
     channels = PAPER_CHANNELS / profile.neck_channels
     positions = PAPER_IMAGE_PX[0] * PAPER_IMAGE_PX[1] / (profile.image_px[0] * profile.image_px[1])
     defaults = inspect.signature(loss_class).parameters
     scaled = dict(options)
-    for name, (a, b) in loss_class.WEIGHT_EXPONENTS.items():
+    for name, (a, b, *n) in loss_class.WEIGHT_EXPONENTS.items():
         scaled[name] = options.get(name, defaults[name].default) * channels ** a * positions ** b
+        scaled[name] *= (PAPER_IMAGES / images) ** (n[0] if n else 0) * factor
     return scaled

@@ -18,6 +18,8 @@ class Row:
     label: str                  # in words, where no table of the paper prints another
     method: str | None = None   # name of a method, or the path/to/file.py:ClassName of one; None = trained alone
     options: dict = field(default_factory=dict, hash=False)     # of the method's class, at the paper's scale
+    taught_by: str = ''         # name of the row whose detector it learns or inherits from
+    shuffled: bool = False      # a control: every picture gets the teacher's features of another one
 
     @property
     def id(self) -> str:
@@ -31,43 +33,59 @@ class Row:
 
     @property
     def is_teacher(self) -> bool:
-        return self.name == 'teacher'
+        return self.name in ('teacher', 'untrained')
 
     @property
     def kind(self) -> str:
-        """'teacher', 'baseline' or 'method'."""
-        return 'method' if self.method else self.name
+        """'teacher', 'baseline' (trained alone), 'inherit' (alone, from the teacher's neck and head) or 'method'."""
+        return 'method' if self.method else 'teacher' if self.is_teacher else self.name
 
     def value(self, option: str) -> object:
         """The value of one of the method's options at the paper's scale: the row's or the class's default."""
         return self.options.get(option, methods.options_of(self.method)[option].default)
 
 
-# what Tables II to VI change in the full method: name, label, options, and the only pair that has it (None: all)
+@dataclass(frozen=True)
+class Variant:
+    """What a row changes in the full method."""
+    name: str
+    label: str
+    options: dict = field(default_factory=dict)
+    only: str | None = None     # the only pair that has it
+    taught_by: str = 'teacher'
+    shuffled: bool = False
+
+
 VARIANTS = (
-    ('amd-channel', 'channel only', {'spatial': 'random'}, None),       # ASSUMPTION random masks: see docs
-    ('amd-mask', 'mask only', {'channel': 'none'}, None),
-    ('amd-unmasked', 'nothing masked', {'spatial': 'none'}, None),      # these two are controls of ours
-    ('amd-allmasked', 'everything masked', {'spatial': 'all'}, None),
-    ('amd-mbconv', 'MBConv', {'generation': 'mbconv'}, 'retinanet'),
-    ('amd-conv1', 'Dense Conv x1', {'generation': 'conv1'}, 'retinanet'),
-    ('amd-within', 'clue within', {'channel_position': 'within'}, 'faster_rcnn'),
+    Variant('amd-channel', 'channel only', {'spatial': 'random'}),      # ASSUMPTION random masks: see docs
+    Variant('amd-mask', 'mask only', {'channel': 'none'}),
+    Variant('amd-mbconv', 'MBConv', {'generation': 'mbconv'}, 'retinanet'),
+    Variant('amd-conv1', 'Dense Conv x1', {'generation': 'conv1'}, 'retinanet'),
+    Variant('amd-within', 'clue within', {'channel_position': 'within'}, 'faster_rcnn'),
+    # controls of ours: what masking does, whether it matters where, and whether it matters what the teacher knows
+    Variant('amd-unmasked', 'nothing masked', {'spatial': 'none'}),
+    Variant('amd-allmasked', 'everything masked', {'spatial': 'all'}),
+    Variant('amd-permuted', 'same share, placed at random', {'spatial': 'permuted'}),
+    Variant('amd-inverted', 'same share, least attention', {'spatial': 'inverted'}),
+    Variant('amd-shuffled', "another picture's features", shuffled=True),
+    Variant('amd-untrained', 'untrained teacher', taught_by='untrained'),
 )
 
 
 def _method_row(group: Group, method: str, name: str, label: str = '') -> Row:
     cls = methods.find_method(method)
     return Row(group, name, label or cls.LABEL or cls.__name__, method,
-               dict(cls.PUBLISHED.get(group.published_weights, {})))
+               dict(cls.PUBLISHED.get(group.published_weights, {})), 'teacher')
 
 
 def _rows(group: Group) -> list[Row]:
     printed = [key for _, key in paper_lines('I') if key in methods.names()]
     found = [_method_row(group, name, name) for name in dict.fromkeys([*printed, *methods.names()])]
     full = next(row for row in found if row.name == 'amd')
-    return [Row(group, 'teacher', 'Teacher'), Row(group, 'baseline', 'baseline'), *found,
-            *(Row(group, name, label, full.method, {**full.options, **changes})
-              for name, label, changes, only in VARIANTS if only in (None, group.name))]
+    return [Row(group, 'teacher', 'Teacher'), Row(group, 'untrained', 'Teacher, untrained'),
+            Row(group, 'baseline', 'baseline'), Row(group, 'inherit', 'inherit', taught_by='teacher'), *found,
+            *(Row(group, one.name, one.label, full.method, {**full.options, **one.options}, one.taught_by, one.shuffled)
+              for one in VARIANTS if one.only in (None, group.name))]
 
 
 ROWS: dict[str, Row] = {row.id: row for group in GROUPS.values() for row in _rows(group)}

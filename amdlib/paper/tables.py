@@ -22,6 +22,7 @@ class Table:
     metrics: tuple[str, ...]
     notebook: str = ''              # that tells it; default: the one called as the table
     outside: tuple[str, ...] = ()   # methods of the user's, each a line more
+    controls: tuple[str, ...] = ()  # names of rows that are shown where they are asked for
 
     def rows(self, group: str | None = None) -> list[Row]:
         """The rows of every group of the table, or of one. Errors: SettingError for a group that it lacks."""
@@ -36,6 +37,14 @@ class Table:
         """As the paper's table prints it, or the row's own."""
         return paper_label(self.number, row.group.name, row.name) or row.label
 
+    def with_controls(self) -> Table:
+        """The table with its controls as lines."""
+        return replace(self, lines=tuple(dict.fromkeys([*self.lines, *self.controls])))
+
+    def in_arm(self, arm: str) -> Table:
+        """The table for students that start so: gains are over the one that starts alike and is not distilled."""
+        return replace(self, reference='inherit') if arm == 'inherit' and self.reference == 'baseline' else self
+
     def with_methods(self, methods: tuple[str, ...] | list[str]) -> Table:
         """The table with a line more for each `path/to/file.py:ClassName`."""
         return replace(self, outside=tuple(methods)) if methods else self
@@ -48,8 +57,10 @@ _ABLATION_METRICS = ('mAP', 'AP50', 'AP75', 'AP_S', 'AP_M', 'AP_L')
 
 TABLES: dict[str, Table] = {table.name: table for table in (
     Table('table1', 'I', 'The methods compared', ('retinanet', 'reppoints', 'faster_rcnn'),
-          ('teacher', 'baseline', 'fkd', 'fgd', 'mgd', 'amd'), 'baseline', 'gain',
-          ('mAP', 'AP_S', 'AP_M', 'AP_L', 'mAR', 'AR_S', 'AR_M', 'AR_L')),
+          ('teacher', 'baseline', 'inherit', 'fkd', 'fgd', 'mgd', 'amd'), 'baseline', 'gain',
+          ('mAP', 'AP_S', 'AP_M', 'AP_L', 'mAR', 'AR_S', 'AR_M', 'AR_L'),
+          controls=('fitnet', 'amd-unmasked', 'amd-allmasked', 'amd-permuted', 'amd-inverted', 'amd-shuffled',
+                    'amd-untrained')),
     *(Table(name, number, f'The parts of AMD: {GROUPS[group].student_label}', (group,), _ABLATION, 'amd', 'to full',
             _ABLATION_METRICS, notebook='ablation')
       for name, number, group in (('table2', 'II', 'retinanet'), ('table3', 'III', 'reppoints'),

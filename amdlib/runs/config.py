@@ -5,45 +5,51 @@ Values and their sources: the paper, the authors' configs or an assumption, as l
 from __future__ import annotations
 
 import copy
-import functools
 import json
-import warnings
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mmengine import hub
 from mmengine.config import Config, ConfigDict
 
 from amdlib.datasets import Dataset
 from amdlib.errors import SettingError
-from amdlib.files import digest
+from amdlib.files import ROOT, digest
 from amdlib.paper.profiles import Network, Profile
-from amdlib.paper.rows import Row
-from amdlib.weights import published
-
-if TYPE_CHECKING:
-    from amdlib.runs.run import Run
-
-get_config = functools.cache(hub.get_config)  # reads files; what it returns is copied before it is changed
-warnings.filterwarnings('ignore', message='pkg_resources is deprecated')  # mmengine's; setuptools is pinned for it
+from amdlib.runs.originals import get_config
+from amdlib.runs.run import Run
 
 
-def published_url(row: Row, key: str) -> str:
-    """Address of the published file that stands for a file setting at `paper`."""
-    if key.endswith('checkpoint'):
-        return row.group.teacher_url
-    of_teacher = row.is_teacher or key == 'teacher_backbone'
-    name = row.group.teacher_config if of_teacher else row.group.student_config
-    return published.address(get_config(name).model.backbone.init_cfg.checkpoint)
+@dataclass(frozen=True)
+class Taught:
+    """What a student takes from its teacher's run.
+
+    Args:
+        weights: the file with the detector.
+        kept: folder with its features of every training picture; None: it looks at them beside the student.
+        feature_rms: of its features by level, over the training pictures; empty where they are not scaled.
+    """
+    weights: Path
+    kept: Path | None = None
+    feature_rms: tuple[float, ...] = ()
+
+    def scales(self, run: Run) -> list[float] | None:
+        """The constant of each of the run's levels that brings the features to its reference."""
+        if run.reference_rms is None or not self.feature_rms:
+            return None
+        own = [self.feature_rms[run.row.group.levels.index(level)] for level in run.levels]
+        if run.recipe.one_scale:
+            own = [(sum(rms ** 2 for rms in own) / len(own)) ** 0.5] * len(own)
+        return [rms / run.reference_rms for rms in own]
 
 
 def config(run: Run, dataset: Dataset | None = None, work_dir: str | Path = '',
-           teacher_weights: str | Path | None = None) -> Config:
+           taught: Taught | None = None) -> Config:
     """The whole mmengine Config of a run.
 
     Args:
         dataset: None is allowed for the profile `paper`: COCO below `data/coco/`, as mmdet has it.
-        teacher_weights: file with the trained teacher, for rows with a method; None leaves it as initialised.
+        taught: by the trained teacher, for rows that have one; None leaves it as initialised.
     Errors: SettingError when the profile needs a data set and none is given.
     """
     if dataset is None and not run.profile.published:
@@ -52,22 +58,31 @@ def config(run: Run, dataset: Dataset | None = None, work_dir: str | Path = '',
     cfg = copy.deepcopy(get_config(row.group.student_config))
     settings = run.settings
     student = _detector(row.group.teacher_config if row.is_teacher else row.group.student_config, run, dataset,
-                        row.is_teacher, settings.get('backbone'))
+                        row.is_teacher, settings.get('backbone') or _shipped_backbone(run))
     cfg.model = student
+    if row.kind == 'inherit':
+        cfg.inherit = dict(parts=run.inherits, weights=taught and str(taught.weights))
+    if row.name == 'untrained':
+        cfg.untrained = True
     if row.method is not None:
         cfg.model = ConfigDict(
             type='Distiller', student=student,
             teacher=_detector(row.group.teacher_config, run, dataset, True, None, pretrained=False),
-            method=row.method, options=run.options(), levels=row.group.levels,
-            teacher_weights=None if teacher_weights is None else str(teacher_weights),
-            # ASSUMPTION inherit: FGD and MGD do so for one-stage students; applied to every method alike
-            inherit=('neck', 'bbox_head') if row.group.one_stage else (), seed=run.seed)
+            method=row.method, options=run.options(), levels=run.levels,
+            teacher_weights=taught and str(taught.weights), inherit=run.inherits, seed=run.seed)
+        if run.reference_rms is not None:
+            cfg.model.reference_rms = run.reference_rms
+            cfg.model.scales = taught and taught.scales(run)
+        if profile.keep_features:
+            cfg.model.update(alone=True, kept=taught and taught.kept and str(taught.kept))
+        if row.shuffled:
+            cfg.model.shuffled = True
         for key in ('compile_teacher', 'half_teacher'):
             if key in settings:
                 cfg.model[key] = settings[key]
     _set_data(cfg, run, dataset)
     _set_schedule(cfg, run)
-    for key in ('gpus', 'tf32', 'channels_last'):   # read by the engine
+    for key in ('gpus', 'tf32', 'channels_last', 'one_scale', 'split'):     # read by the engine, or told only
         if key in settings:
             cfg[key] = settings[key]
     cfg.custom_imports = dict(imports=['amdlib.engine'], allow_failed_imports=False)
@@ -80,6 +95,12 @@ def config(run: Run, dataset: Dataset | None = None, work_dir: str | Path = '',
         cfg.pop(unused, None)  # nothing is selected on the reported split: it is evaluated once, at the end
     cfg.train_cfg.pop('val_interval', None)
     return cfg
+
+
+def _shipped_backbone(run: Run) -> str | None:
+    """The first weights of a student's backbone, where the profile ships some."""
+    file = None if run.profile.published else run.published_files().get('backbone')
+    return file and str(ROOT / file)
 
 
 def _detector(name: str, run: Run, dataset: Dataset | None, is_teacher: bool, backbone: str | None,
@@ -156,9 +177,8 @@ def _set_data(cfg: Config, run: Run, dataset: Dataset | None) -> None:
         for step in loader.dataset.pipeline:
             if step.type == 'Resize':
                 step.scale = run.profile.image_px
-    if run.profile.workers > 0 or run.recipe.gpus > 1:
-        # without it what a picture looks like would depend on the number of processes
-        train.dataset.pipeline.insert(0, ConfigDict(type='SeedPicture', seed=run.seed))
+    # what a picture looks like depends on seed, epoch and picture, not on processes or on what else was drawn
+    train.dataset.pipeline.insert(0, ConfigDict(type='SeedPicture', seed=run.seed))
     train.batch_size = run.batch_size
     test.batch_size = run.profile.test_batch_size
     if 'mask_head' in cfg.model.get('roi_head', {}):    # a teacher that is trained here; students have no masks
@@ -167,11 +187,14 @@ def _set_data(cfg: Config, run: Run, dataset: Dataset | None) -> None:
         cfg.test_evaluator = ConfigDict(type='CocoNumbers', ann_file=cfg.test_evaluator.ann_file)
         return
     meta = dict(classes=dataset.classes)
-    for loader, ann, images in ((train, dataset.train_ann, dataset.train_images),
-                                (test, dataset.test_ann, dataset.test_images)):
+    reported = (dataset.test_ann, dataset.test_images) if run.recipe.split == 'test' else (
+        dataset.val_ann, dataset.val_images)
+    if reported[0] is None:
+        raise SettingError(f'split={run.recipe.split}: {dataset.name} has no such split')
+    for loader, ann, images in ((train, dataset.train_ann, dataset.train_images), (test, *reported)):
         loader.dataset.update(data_root='', ann_file=str(ann), data_prefix=dict(img=str(images)), metainfo=meta)
     cfg.data_root = ''
-    cfg.test_evaluator = ConfigDict(type='CocoNumbers', ann_file=str(dataset.test_ann))
+    cfg.test_evaluator = ConfigDict(type='CocoNumbers', ann_file=str(reported[0]))
 
 
 def _set_schedule(cfg: Config, run: Run) -> None:
@@ -187,6 +210,8 @@ def _set_schedule(cfg: Config, run: Run) -> None:
     else:  # the smaller profiles train from scratch in minutes: AdamW, warm-up, then a cosine down to zero
         cfg.optim_wrapper.optimizer = ConfigDict(type='AdamW', lr=settings.get('lr', run.profile.lr),
                                                  weight_decay=0.05)
+        if run.recipe.optimizer == 'sgd':   # mmdet's own of the student, whatever it is at the paper's scale
+            cfg.optim_wrapper.optimizer = copy.deepcopy(get_config(run.row.group.student_config).optim_wrapper.optimizer)
         cfg.param_scheduler = [
             dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=50),
             dict(type='CosineAnnealingLR', T_max=run.epochs, eta_min=0, by_epoch=True, convert_to_iter_based=True)]
@@ -234,7 +259,8 @@ def describe_lr(run: Run, given: float, used: float) -> str:
 _NOT_SETTINGS = {'work_dir', 'num_workers', 'persistent_workers', 'resume', 'load_from', 'launcher', 'visualizer',
                  'vis_backends', 'log_processor', 'log_level', 'env_cfg', 'default_hooks', 'custom_hooks',
                  'custom_imports', 'experiment_name', 'data_root', 'data_prefix', 'ann_file', 'teacher_weights',
-                 'dataset_type', 'train_pipeline', 'test_pipeline', 'backend_args', 'test_evaluator', 'detections'}
+                 'dataset_type', 'train_pipeline', 'test_pipeline', 'backend_args', 'test_evaluator', 'detections',
+                 'scales', 'kept', 'weights'}     # of features: they follow from the teacher and the reference
 
 
 def settings_hash(cfg: Config) -> str:

@@ -17,16 +17,19 @@ from amdlib import methods
 from amdlib.errors import SettingError
 from amdlib.paper.profiles import Profile
 from amdlib.paper.rows import Row
-from amdlib.runs.config import published_url
+from amdlib.runs.originals import published_url
 from amdlib.weights import published
 from amdlib.weights.published import Sources
 
 PRECISIONS = ('off', 'bf16', 'fp16')
-EVERY = ('teacher', 'baseline', 'method')
+EVERY = ('teacher', 'baseline', 'inherit', 'method')
+STUDENTS, TAUGHT = EVERY[1:], EVERY[2:]
+CHOICES = {'amp': PRECISIONS, 'half_teacher': PRECISIONS, 'optimizer': ('adamw', 'sgd'), 'split': ('test', 'val'),
+           'teachers': ('shipped', 'fresh')}
 
 
 def _setting(default: Any, kind: str, text: str, of: tuple[str, ...] = EVERY, with_teacher: bool = False) -> Any:
-    """A field of Recipe: `kind` int, float, bool, precision or file; `of` the kinds of rows that have it;
+    """A field of Recipe: `kind` int, float, bool, choice, levels or file; `of` the kinds of rows that have it;
     `with_teacher`: a student's teacher is trained with the same value."""
     return field(default=default, metadata={'kind': kind, 'text': text, 'of': of, 'with_teacher': with_teacher})
 
@@ -39,17 +42,28 @@ class Recipe:
     lr: float | None = _setting(None, 'float', 'learning rate, taken as it is; scaled to the batch', with_teacher=True)
     gpus: int = _setting(1, 'int', 'GPUs that train one run together', with_teacher=True)
     accumulate: int = _setting(1, 'int', 'steps whose gradients are added up', with_teacher=True)
-    amp: str = _setting('off', 'precision', 'mixed precision: bf16 or fp16', with_teacher=True)
+    amp: str = _setting('off', 'choice', 'mixed precision: bf16 or fp16', with_teacher=True)
     tf32: bool = _setting(False, 'bool', 'TF32 products on a GPU', with_teacher=True)
     channels_last: bool = _setting(False, 'bool', 'memory layout', with_teacher=True)
     fused: bool = _setting(False, 'bool', 'fused optimizer', with_teacher=True)
     compile_teacher: bool = _setting(False, 'bool', "torch.compile of the teacher's backbone", ('method',))
-    half_teacher: str = _setting('off', 'precision', "the frozen teacher's pass in bf16 or fp16", ('method',))
+    half_teacher: str = _setting('off', 'choice', "the frozen teacher's pass in bf16 or fp16", ('method',))
     # weight files, at `paper` also the folder that holds the published one; their content is hashed into the record
     backbone: str | None = _setting(None, 'file', 'first weights of the backbone')
     checkpoint: str | None = _setting(None, 'file', 'a whole detector, evaluated and not trained', ('teacher',))
     teacher_backbone: str | None = _setting(None, 'file', "first weights of the teacher's backbone", ('method',))
     teacher_checkpoint: str | None = _setting(None, 'file', 'a whole teacher instead of a trained one', ('method',))
+    teachers: str = _setting('shipped', 'choice', 'shipped, or fresh: trained here', with_teacher=True)
+    teacher_seed: int = _setting(0, 'int', "the teacher's seed", TAUGHT)
+    inherit: bool | None = _setting(None, 'bool', "start from the teacher's neck and head; the profile's arm",
+                                    ('method',))
+    factor: float = _setting(1.0, 'float', 'on all weights of the method', ('method',))
+    reference: float | None = _setting(None, 'float', "RMS that the teacher's features are scaled to; the profile's",
+                                       ('method',))
+    one_scale: bool = _setting(False, 'bool', 'one constant for all levels instead of one a level', ('method',))
+    levels: tuple[int, ...] | None = _setting(None, 'levels', 'of the pyramid that are distilled', ('method',))
+    optimizer: str | None = _setting(None, 'choice', "adamw or sgd; the profile's", STUDENTS)
+    split: str = _setting('test', 'choice', 'on which it is evaluated: test or val', STUDENTS)
     options: tuple[tuple[str, Any], ...] = ()   # of the method's class, at the paper's scale
 
     @classmethod
@@ -83,7 +97,7 @@ class Recipe:
     def for_teacher(self) -> dict[str, Any]:
         """What a student's teacher is trained with: what both share, and the settings called `teacher_...`."""
         return {key.removeprefix('teacher_'): value for key, value in self.changed().items()
-                if key in WITH_TEACHER or key.startswith('teacher_')}
+                if key in WITH_TEACHER or key.startswith('teacher_') and key != 'teacher_seed'}
 
     def files(self) -> dict[str, str]:
         """The weight files that are given, by setting."""
@@ -164,7 +178,7 @@ def own_settings(row: Row, settings: Mapping[str, Any]) -> dict[str, Any]:
         raise SettingError(f'a table has no setting {unknown[0]!r}; it has: {", ".join(known)}')
     if row.is_teacher:
         return {key.removeprefix('teacher_'): value for key, value in given.items()
-                if key in WITH_TEACHER or key.startswith('teacher_')}
+                if key in WITH_TEACHER or key.startswith('teacher_') and key != 'teacher_seed'}
     return {key: value for key, value in given.items() if row.kind in _KNOWN[key][1]}
 
 
@@ -190,15 +204,22 @@ def _literal(text: str) -> Any:
 def _checked(row: Row, profile: Profile, key: str, kind: str, value: Any) -> Any:
     if value is None or value == _DEFAULTS[key]:
         return _DEFAULTS[key]
-    if kind == 'precision':
-        word = {'True': 'fp16', 'False': 'off'}.get(str(value), value)  # as mmdet's --amp: half precision is float16
-        if word not in PRECISIONS:
-            raise SettingError(f'{key}={value!r}: expected one of {", ".join(PRECISIONS)}')
+    if kind == 'choice':
+        known = CHOICES[key]
+        # as mmdet's --amp: half precision is float16
+        word = {'True': 'fp16', 'False': 'off'}.get(str(value), value) if known is PRECISIONS else value
+        if word not in known:
+            raise SettingError(f'{key}={value!r}: expected one of {", ".join(known)}')
         return word
+    if kind == 'levels':
+        found = tuple([value] if isinstance(value, int) else value)
+        if not found or not set(found) <= set(row.group.levels):
+            raise SettingError(f'{key}={value!r}: expected some of {", ".join(map(str, row.group.levels))}')
+        return found
     if kind == 'file':
         return str(_file(row, profile, key, Path(str(value))).resolve())
     value = _as_kind(key, kind, value)
-    if kind in ('int', 'float') and not 0 < value < math.inf:
+    if kind in ('int', 'float') and not 0 < value < math.inf:      # the seed's 0 is its default
         raise SettingError(f'{key}={value!r}: expected a positive number')
     return value
 

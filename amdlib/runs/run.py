@@ -8,10 +8,11 @@ from typing import Any
 
 from amdlib import methods
 from amdlib.errors import SettingError
+from amdlib.files import ROOT
 from amdlib.paper.profiles import Profile, find_profile, scale_weights
 from amdlib.paper.rows import Row, find_row
 from amdlib.paper.tables import Table, find_table
-from amdlib.runs.config import published_url
+from amdlib.runs.originals import published_url
 from amdlib.runs.recipe import Recipe, own_settings
 from amdlib.weights import published
 from amdlib.weights.published import Sources
@@ -64,10 +65,38 @@ class Run:
         return self.batch_size * self.recipe.gpus * self.recipe.accumulate
 
     def teacher(self) -> Run | None:
-        """The run behind this run's teacher: seed 0, and what of the recipe concerns it."""
-        if self.row.method is None:
+        """The run behind this run's teacher: its own seed, and what of the recipe concerns it."""
+        if not self.row.taught_by:
             return None
-        return Run.of(f'{self.row.group.name}-teacher', self.profile, 0, self.recipe.for_teacher())
+        settings = self.recipe.for_teacher()
+        if self.profile.shipped and self.recipe.teachers == 'shipped':  # no setting of the student reaches it
+            settings = {key: value for key, value in settings.items() if key == 'checkpoint'}
+        return Run.of(f'{self.row.group.name}-{self.row.taught_by}', self.profile, self.recipe.teacher_seed, settings)
+
+    @property
+    def inherits(self) -> tuple[str, ...]:
+        """The parts of the teacher's detector from which this run's starts, where name and shape match."""
+        group = self.row.group
+        if self.row.kind == 'inherit':
+            return ('neck', 'bbox_head') if group.one_stage else ('neck', 'rpn_head')
+        wanted = self.profile.arm == 'inherit' if self.recipe.inherit is None else self.recipe.inherit
+        # ASSUMPTION inherit: FGD and MGD do so for one-stage students; applied to every method alike
+        return ('neck', 'bbox_head') if self.row.method and wanted and group.one_stage else ()
+
+    @property
+    def arm(self) -> str:
+        """How it starts: 'alone', or 'inherit'."""
+        return 'inherit' if self.inherits else 'alone'
+
+    @property
+    def reference_rms(self) -> float | None:
+        """What the teacher's features are scaled to before the loss sees them; None: not scaled."""
+        return self.recipe.reference or self.profile.reference_rms
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """The levels of the pyramid that are distilled."""
+        return self.recipe.levels or self.row.group.levels
 
     def value(self, option: str) -> Any:
         """One of the method's options at the paper's scale, as this run has it."""
@@ -76,17 +105,24 @@ class Run:
     def options(self) -> dict[str, Any]:
         """Keyword arguments of the method's class: the row's, changed by the settings, scaled to the profile."""
         return scale_weights(methods.find_method(self.row.method), {**self.row.options, **dict(self.recipe.options)},
-                             self.profile)
+                             self.profile, self.batch_size, self.recipe.factor)
 
     def published_files(self) -> dict[str, str]:
-        """Addresses of the published weights that this run takes where its settings name no file, by setting.
+        """Addresses of published or shipped weights that this run takes where its settings name no file, by setting.
 
-        At `paper` a teacher is a published detector and a student starts from a published backbone; elsewhere none.
+        At `paper` a teacher is a published detector and a student starts from a published backbone; where a profile
+        ships its own, these.
         """
         key = 'checkpoint' if self.row.is_teacher else 'backbone'
-        if not self.profile.published or key in self.recipe.files():
+        if key in self.recipe.files() or self.row.name == 'untrained':
             return {}
-        return {key: published_url(self.row, key)}
+        if self.profile.published:
+            return {key: published_url(self.row, key)}
+        if not self.profile.shipped or self.row.is_teacher and self.recipe.teachers == 'fresh':
+            return {}
+        name = f'{self.row.group.name}-teacher-s{self.seed}' if self.row.is_teacher else 'backbone'
+        file = shipped_file(self.profile.shipped, name)
+        return {key: str(file)} if file else {}
 
     def find_files(self, sources: Sources) -> dict[str, str]:
         """Paths of all weight files that this run takes, published ones fetched where need be, each checked.
@@ -94,7 +130,8 @@ class Run:
         Errors: WeightsError for a file that is not what its name says, or that is not to be had.
         """
         given = {key: str(published.check(Path(path))) for key, path in self.recipe.files().items()}
-        return {**given, **{key: str(published.find(url, sources)) for key, url in self.published_files().items()}}
+        return {**given, **{key: str(published.find(url, sources) if '://' in url else published.check(ROOT / url))
+                            for key, url in self.published_files().items()}}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a job file."""
@@ -157,6 +194,17 @@ def with_teachers(runs: Iterable[Run]) -> list[Run]:
     return [*teachers, *(run for run in runs if run not in teachers)]
 
 
+def shipped_file(folder: str, name: str) -> Path | None:
+    """The file of this name, `<name>-<first digits of its SHA-256>.pth`, that the kit ships; None where it does not.
+
+    Its path is relative to the kit's folder. Errors: SettingError where there are several.
+    """
+    found = sorted((ROOT / folder).glob(f'{name}-????????.pth'))
+    if len(found) > 1:
+        raise SettingError(f'{folder}: more than one {name}: {", ".join(file.name for file in found)}; keep one')
+    return found[0].relative_to(ROOT) if found else None
+
+
 def _seeds(seeds: Iterable[int]) -> list[int]:
     found = sorted(set([seeds] if isinstance(seeds, int) else seeds))
     if not found or not all(isinstance(seed, int) for seed in found):
@@ -165,4 +213,6 @@ def _seeds(seeds: Iterable[int]) -> list[int]:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, tuple):
+        return '-'.join(map(str, value))
     return Path(value).stem if isinstance(value, str) and '/' in value else str(value)

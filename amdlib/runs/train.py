@@ -18,12 +18,12 @@ from mmengine.config import Config
 
 from amdlib import methods
 from amdlib.datasets import coco_images
-from amdlib.engine import checkpoints, processes
+from amdlib.engine import checkpoints, kept, processes
 from amdlib.engine.training import Task, disk_is_full, evaluate, train_and_test
 from amdlib.errors import RunError
-from amdlib.files import read_json, sha256, write_json
+from amdlib.files import locked, read_json, sha256, write_json
 from amdlib.runs import fingerprints, teacher_check
-from amdlib.runs.config import config, describe_lr, settings_hash
+from amdlib.runs.config import Taught, config, describe_lr, settings_hash
 from amdlib.runs.device import check_it_fits, full_gpu
 from amdlib.runs.progress import ProgressReport, training_process
 from amdlib.runs.run import Run
@@ -78,7 +78,8 @@ def train(run: Run, store: Store, *, force: bool = False, resume: bool = False, 
         files = run.find_files(store.means.sources)
         hashes = {key: sha256(path) for key, path in files.items()}
         checked = teacher_check.check(run, store, taught_by, files, hashes, evaluate, report)
-    ready = _prepare(run, store, folder, taught_by, files, hashes, cfg_options)
+        taught = taught_by and _taught(teacher, store, taught_by)
+    ready = _prepare(run, store, folder, taught, files, hashes, cfg_options)
     checkpoint = None if force else _interrupted(ready, resume)
     if checkpoint is None:
         _clear(folder)
@@ -98,7 +99,10 @@ def train(run: Run, store: Store, *, force: bool = False, resume: bool = False, 
         outcome = processes.launch(task, task.gpus, folder / 'mmengine') if task.gpus > 1 else train_and_test(task)
     record = {**_identity(run, files), 'config': config_data, 'code': code, **ready.made_with, **outcome,
               'gpus': run.recipe.gpus, 'host': platform.platform(), 'machine': fingerprints.machine(),
-              'teacher_check': checked}
+              'teacher_check': checked, 'arm': run.arm, 'reference_rms': run.reference_rms}
+    if run.row.is_teacher and run.profile.keep_features:
+        with _failure_told(run, folder, report):
+            record['feature_rms'] = _keep_features(run, store, record['weights_sha256'])['feature_rms']
     write_json(folder / RECORD, record)
     # weights.pth is what is kept; checkpoints serve an unfinished run only
     for unfinished in [folder / UNFINISHED, *(folder / 'mmengine').glob('*.pth'),
@@ -107,6 +111,27 @@ def train(run: Run, store: Store, *, force: bool = False, resume: bool = False, 
     report('done', 1, 1)
     log.info(f'{run.id}: {record["numbers"]["mAP"]:.1f} mAP, {minutes(record["wall_s"])} ({record["device"]})')
     return record
+
+
+def _taught(teacher: Run, store: Store, record: dict[str, Any]) -> Taught:
+    """What a student takes from its teacher; the teacher's features are kept again where they are gone."""
+    if not teacher.profile.keep_features:
+        return Taught(store.weights(teacher), None, tuple(record.get('feature_rms', ())))
+    card = _keep_features(teacher, store, record['weights_sha256'])
+    return Taught(store.weights(teacher), _kept_folder(teacher, store), tuple(card['feature_rms']))
+
+
+def _kept_folder(teacher: Run, store: Store) -> Path:
+    return store.run_folder(teacher) / 'features'
+
+
+def _keep_features(teacher: Run, store: Store, weights_sha256: str) -> dict[str, Any]:
+    """Have a teacher's features of the training pictures kept, once, whoever asks first."""
+    folder, cfg = _kept_folder(teacher, store), config(teacher, store.dataset)
+    key = {'weights_sha256': weights_sha256, 'data': store.dataset.fingerprint, 'image_px': teacher.profile.image_px,
+           'machine': fingerprints.machine(), 'torch': fingerprints.versions()['torch']}
+    with locked(folder.parent / '.features.lock', f'{teacher.id}: waiting for another process that keeps its features'):
+        return kept.keep_features(cfg, store.weights(teacher), teacher.row.group.levels, folder, plain(key))
 
 
 def plain(value: Any) -> Any:
@@ -146,10 +171,9 @@ def _finished(run: Run, store: Store, force: bool) -> dict[str, Any] | None:
     return found.record
 
 
-def _prepare(run: Run, store: Store, folder: Path, taught_by: dict[str, Any] | None, files: dict[str, str],
+def _prepare(run: Run, store: Store, folder: Path, taught: Taught | None, files: dict[str, str],
              hashes: dict[str, str], cfg_options: dict[str, Any] | None) -> _Prepared:
-    teacher, dataset = run.teacher(), store.dataset
-    taught = store.weights(teacher) if teacher else None
+    dataset = store.dataset
     cfg = config(run, dataset, folder / 'mmengine', taught)
     if cfg_options:
         cfg.merge_from_dict(cfg_options)
@@ -158,7 +182,7 @@ def _prepare(run: Run, store: Store, folder: Path, taught_by: dict[str, Any] | N
     made_with = {
         'settings_hash': settings_hash(cfg), 'files': hashes, 'code_fingerprint': fingerprints.code_fingerprint(run),
         'data': {'name': dataset.name, 'fingerprint': dataset.fingerprint, 'notes': list(dataset.notes)},
-        'teacher': taught and {'id': teacher.id, 'weights_sha256': sha256(taught)},
+        'teacher': taught and {'id': run.teacher().id, 'weights_sha256': sha256(taught.weights)},
         'versions': fingerprints.versions()}
     if not cfg_options:
         made_with['settings_key'] = fingerprints.settings_key(run, dataset)

@@ -16,7 +16,7 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from amdlib.datasets import Dataset
-from amdlib.engine.distiller import tap
+from amdlib.engine.taps import tap
 from amdlib.errors import DataError, RunError
 from amdlib.paper.pairs import GROUPS
 from amdlib.runs.config import config

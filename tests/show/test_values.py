@@ -8,7 +8,7 @@ from mmdet.registry import MODELS
 from mmengine.hub import get_config
 from mmengine.optim import build_optim_wrapper
 
-from amdlib.engine.distiller import tap
+from amdlib.engine.taps import tap
 from amdlib.files import ROOT
 from amdlib.paper.pairs import GROUPS
 from amdlib.paper.printed import paper_value

@@ -38,8 +38,8 @@ class Source(Protocol):
     def made(self, home: Path) -> Sequence[Path]:
         """What is written here, below `home`."""
 
-    def splits(self, home: Path) -> tuple[Path, Path, Path, Path]:
-        """COCO file and image folder of train, then of test (the split that is reported)."""
+    def splits(self, home: Path) -> tuple[Path, ...]:
+        """COCO file and image folder of train, then of test (the split that is reported), then of val if there is."""
 
     def make(self, folder: Path) -> list[str]:
         """Write it into an empty folder; returns notes for readers of the results. Errors: DataError."""

@@ -19,18 +19,19 @@ class Coco:
     train: tuple[Path, Path]   # annotations, images
     test: tuple[Path, Path]
     notes: list[str]
+    val: tuple[Path, ...] = ()
     recipe = 'coco'
     self_made = False
 
     @property
     def files(self) -> tuple[Path, ...]:
-        return *self.train, *self.test
+        return *self.train, *self.test, *self.val
 
     def made(self, home: Path) -> tuple[Path, ...]:
         return ()
 
-    def splits(self, home: Path) -> tuple[Path, Path, Path, Path]:
-        return *self.train, *self.test
+    def splits(self, home: Path) -> tuple[Path, ...]:
+        return *self.train, *self.test, *self.val
 
     def make(self, folder: Path) -> list[str]:
         return self.notes
@@ -55,7 +56,7 @@ class FirstOfCoco:
     def made(self, home: Path) -> tuple[Path, ...]:
         return home / 'train.json', home / 'test.json'
 
-    def splits(self, home: Path) -> tuple[Path, Path, Path, Path]:
+    def splits(self, home: Path) -> tuple[Path, ...]:
         train, test = self.made(home)
         return train, self.whole.train[1], test, self.whole.test[1]
 
@@ -105,9 +106,10 @@ def recognise(root: Path) -> Coco | None:
     suffix = {split: path.stem.removeprefix('instances_') for split, path in anns.items()}
     notes = [f'trained on {suffix["train"]}, reported on {suffix[reported]}']
     if len(anns) == 3:
-        notes.append(f'{suffix["val"]} is not used: nothing is tuned or selected')
-    train, test = ((anns[split], _image_folder(root, suffix[split], split)) for split in ('train', reported))
-    return Coco(folder_name(root), train, test, notes)
+        notes.append(f'factors chosen on {suffix["val"]}')
+    train, test, *val = ((anns[split], _image_folder(root, suffix[split], split)) for split in dict.fromkeys(
+        ('train', reported, 'val')) if split in anns)
+    return Coco(folder_name(root), train, test, notes, val[0] if val else ())
 
 
 def _image_folder(root: Path, suffix: str, split: str) -> Path:

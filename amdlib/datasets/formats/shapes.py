@@ -25,11 +25,15 @@ class Shapes:
     def made(self, home: Path) -> tuple[Path, ...]:
         return self.splits(home)
 
-    def splits(self, home: Path) -> tuple[Path, Path, Path, Path]:
-        return home / 'train.json', home / 'train', home / 'test.json', home / 'test'
+    def splits(self, home: Path) -> tuple[Path, ...]:
+        return tuple(home / name for split in self._counts() for name in (f'{split}.json', split))
+
+    def _counts(self) -> dict[str, int]:
+        spec = self.spec
+        return {'train': spec.train_images, 'test': spec.test_images, 'val': spec.val_images}
 
     def make(self, folder: Path) -> list[str]:
-        for split, count in (('train', self.spec.train_images), ('test', self.spec.test_images)):
+        for split, count in self._counts().items():
             (folder / split).mkdir()
             images = []
             for index in progress(range(count), f'draw {split}'):
@@ -40,7 +44,8 @@ class Shapes:
                          for box, label in zip(boxes_xywh_px.tolist(), labels.tolist(), strict=True)]
                 images.append(({'file_name': name, 'width': image.shape[1], 'height': image.shape[0]}, boxes))
             write_coco(folder / f'{split}.json', images, self.spec.classes)
-        return [f'trained on train ({self.spec.train_images} images), reported on test ({self.spec.test_images})']
+        return [f'trained on train ({self.spec.train_images} images), reported on test ({self.spec.test_images}), '
+                f'factors chosen on val ({self.spec.val_images})']
 
 
 def recognise(root: Path) -> None:

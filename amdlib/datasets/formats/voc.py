@@ -46,10 +46,13 @@ class Voc:
         self.files = root / 'Annotations', *self.lists.values(), self.images
 
     def made(self, home: Path) -> tuple[Path, ...]:
-        return home / 'train.json', home / 'test.json'
+        return tuple(home / f'{split}.json' for split in self._splits())
 
-    def splits(self, home: Path) -> tuple[Path, Path, Path, Path]:
-        return home / 'train.json', self.images, home / 'test.json', self.images
+    def splits(self, home: Path) -> tuple[Path, ...]:
+        return tuple(path for ann in self.made(home) for path in (ann, self.images))
+
+    def _splits(self) -> list[str]:
+        return [split for split in ('train', 'test', 'val') if split in self.lists]
 
     def make(self, folder: Path) -> list[str]:
         stems, problems = self._read_lists()
@@ -58,7 +61,7 @@ class Voc:
             if path.suffix.lower() in IMAGE_SUFFIXES:
                 images.setdefault(path.stem, []).append(path)
         records, odd = {}, {kind: [] for kind in ODD}
-        for split in ('train', 'test'):
+        for split in self._splits():
             records[split] = []
             for stem in progress(stems[split], f'convert {split}'):
                 try:
@@ -84,7 +87,7 @@ class Voc:
         for split, path in self.lists.items():
             lines = path.read_text(encoding='utf-8', errors='replace').splitlines()
             stems[split] = [line.split()[0] for line in lines if line.strip()]
-            if split != 'val' and not stems[split]:
+            if not stems[split]:
                 problems.append(f'{path}: empty')
             problems += [f'{path}: {stem} is listed more than once' for stem in duplicates(stems[split])]
         return stems, problems
@@ -93,7 +96,7 @@ class Voc:
         notes = [f'trained on train ({len(stems["train"])} images), '
                  f'reported on {self.lists["test"].stem} ({len(stems["test"])} images)']
         if stems.get('val'):
-            notes.append(f'val ({len(stems["val"])} images) is not used: nothing is tuned or selected')
+            notes.append(f'factors chosen on val ({len(stems["val"])} images)')
         for kind, (one, many, done) in ODD.items():
             if odd[kind]:
                 notes.append(f'{plural(len(odd[kind]), one, many)} {done}: {some(odd[kind], "; ")}')
