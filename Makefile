@@ -149,7 +149,7 @@ test-fast: $(SETUP)  ## the tests that take seconds
 	$(PY) -m pytest -m 'not slow'
 
 lint: $(SETUP)  ## check the code's form
-	$(VENV)/bin/ruff check amdlib tests
+	$(VENV)/bin/ruff check .
 
 goldens: $(SETUP)  ## make the reference outputs of the tests again (needs a C++ compiler and the public code, see tests/goldens/)
 	$(PY) tests/goldens/make_mmcv_ext.py

@@ -43,7 +43,7 @@ def is_outside(name: str) -> bool:
 
 
 def absolute(name: str) -> str:
-    """The name with an absolute path (`/home/me/file.py:ClassName`); names of the package's own methods as they are.
+    """The name with an absolute path (`/folder/file.py:ClassName`); names of the package's own methods as they are.
 
     Errors: SettingError for a name that means a file and is not `path/to/file.py:ClassName`.
     """
