@@ -64,6 +64,9 @@ MEANS     = $(call opt,DEVICE,--device) $(call opt,JOBS,--jobs) $(PUBLISHED) $(c
             $(call flag,TENSORBOARD,--tensorboard) $(call flag,SKIP_TEACHER_CHECK,--skip-teacher-check)
 HOW       = $(WHERE) $(ASKED) $(MEANS) $(call flag,FORCE,--force)
 
+# tests on up to four cores, a file each
+SPREAD   := -n auto --maxprocesses 4 --dist loadfile
+
 .PHONY: help setup doctor list values data reproduce-all sweep-phi status weights notebook report lab export \
         paper-dryrun cost attest test test-fast lint goldens lock clean always
 
@@ -143,13 +146,13 @@ attest: $(SETUP)  ## prove that edited code gives the digits of the old, so that
 	@$(AMDLIB) attest -- $(call plain,COMMIT)
 
 test: $(SETUP)  ## all tests (needs neither network nor GPU)
-	$(PY) -m pytest
+	$(PY) -m pytest $(SPREAD)
 
 test-fast: $(SETUP)  ## the tests that take seconds
-	$(PY) -m pytest -m 'not slow'
+	$(PY) -m pytest $(SPREAD) -m 'not slow'
 
 lint: $(SETUP)  ## check the code's form
-	$(VENV)/bin/ruff check amdlib tests
+	$(VENV)/bin/ruff check .
 
 goldens: $(SETUP)  ## make the reference outputs of the tests again (needs a C++ compiler and the public code, see tests/goldens/)
 	$(PY) tests/goldens/make_mmcv_ext.py

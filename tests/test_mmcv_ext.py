@@ -48,7 +48,7 @@ def test_same_as_compiled_mmcv(case):
     found = make_mmcv_ext.evaluate(op, tensors, options)
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        assert found[name].shape == value.shape and found[name].dtype == value.dtype, name
+        assert (found[name].shape, found[name].dtype) == (value.shape, value.dtype), name
         if name == 'inds' or op == 'nms':
             assert torch.equal(found[name], value), name
         else:
@@ -87,7 +87,7 @@ def random_boxes(count, seed):
     return torch.from_numpy(boxes), torch.from_numpy(rng.integers(1, 12, count).astype(np.float32) / 12)
 
 
-@pytest.mark.parametrize('offset, threshold, seed', [*itertools.product((0, 1), (0.25, 0.5), (0, 1, 2))])
+@pytest.mark.parametrize(('offset', 'threshold', 'seed'), [*itertools.product((0, 1), (0.25, 0.5), (0, 1, 2))])
 def test_nms_against_a_loop(offset, threshold, seed):
     boxes, scores = random_boxes(80, seed)
     kept = []
@@ -95,7 +95,8 @@ def test_nms_against_a_loop(offset, threshold, seed):
         if not any(iou(boxes[i].tolist(), boxes[j].tolist(), offset) > threshold for j in kept):
             kept.append(i)
     dets, inds = ops.nms(boxes, scores, threshold, offset)
-    assert inds.tolist() == kept and 5 < len(kept) < 80
+    assert inds.tolist() == kept
+    assert 5 < len(kept) < 80
     assert torch.equal(dets, torch.cat([boxes, scores[:, None]], dim=1)[kept])
 
 
@@ -107,7 +108,8 @@ def test_nms_offset_widens_the_boxes():
     assert len(ops.nms(boxes, scores, 0.5, offset=1)[1]) == 2  # equal is not above
 
 
-@pytest.mark.parametrize('method, offset, seed', [*itertools.product(('naive', 'linear', 'gaussian'), (0, 1), (0, 1))])
+@pytest.mark.parametrize(('method', 'offset', 'seed'),
+                         [*itertools.product(('naive', 'linear', 'gaussian'), (0, 1), (0, 1))])
 def test_softnms_against_a_loop(method, offset, seed):
     boxes, scores = random_boxes(60, seed)
     scores = scores + torch.arange(60) * 1e-4  # no ties; their order is tested by the goldens
@@ -124,14 +126,16 @@ def test_softnms_against_a_loop(method, offset, seed):
             if left[i] < 0.1:
                 del left[i]
     dets, inds = ops.soft_nms(boxes, scores, 0.3, 0.5, 0.1, method, offset)
-    assert inds.tolist() == [i for i, _ in expected] and 5 < len(inds) < 60
+    assert inds.tolist() == [i for i, _ in expected]
+    assert 5 < len(inds) < 60
     torch.testing.assert_close(dets[:, 4], torch.tensor([score for _, score in expected]), rtol=1e-5, atol=1e-6)
     assert torch.equal(dets[:, :4], boxes[inds])
 
 
 def test_softnms_keeps_the_best_whatever_its_score():
     dets, inds = ops.soft_nms(torch.tensor([[0., 0, 1, 1], [5, 5, 6, 6]]), torch.tensor([1e-5, 1e-6]), min_score=0.1)
-    assert inds.tolist() == [0] and dets[0, 4] == torch.tensor(1e-5)
+    assert inds.tolist() == [0]
+    assert dets[0, 4] == torch.tensor(1e-5)
 
 
 def test_softnms_keeps_a_score_that_equals_the_lowest():
@@ -181,7 +185,7 @@ ROIS = torch.tensor([[0, 3.3, 2.1, 29.7, 20.2], [1, -9.1, -6.2, 14.3, 9.4], [0, 
                      [1, -20, -20, 80, 60], [0, 1, 1, 31, 23]], dtype=torch.float64)
 
 
-@pytest.mark.parametrize('mode, aligned, ratio', [*itertools.product(('avg', 'max'), (True, False), (0, 2))])
+@pytest.mark.parametrize(('mode', 'aligned', 'ratio'), [*itertools.product(('avg', 'max'), (True, False), (0, 2))])
 def test_roi_align_against_a_loop(mode, aligned, ratio):
     input, grad = randn(2, 3, 6, 8), randn(6, 3, 2, 3, seed=1)
     found = []
@@ -190,7 +194,7 @@ def test_roi_align_against_a_loop(mode, aligned, ratio):
         output = function(leaf, ROIS, (2, 3), 0.25, ratio, mode, aligned)
         output.backward(grad)
         found.append((output.detach(), leaf.grad))
-    for ours, expected in zip(*found):
+    for ours, expected in zip(*found, strict=False):
         assert relative(ours, expected) < 1e-9
 
 
@@ -221,7 +225,8 @@ def test_roi_pool_against_a_loop():
         output = function(leaf, ROIS, (2, 3), 0.25)
         output.backward(grad)
         found.append((output.detach(), leaf.grad))
-    assert torch.equal(found[0][0], found[1][0]) and relative(found[0][1], found[1][1]) < 1e-12
+    assert torch.equal(found[0][0], found[1][0])
+    assert relative(found[0][1], found[1][1]) < 1e-12
     assert (found[0][0][2] == 0).all()  # outside the map
 
 
@@ -236,14 +241,16 @@ def test_roi_pool_gives_the_values_of_mmcvs_own_test():
         leaf = input.clone().requires_grad_()
         found = ops.roi_pool(leaf, torch.tensor([[0., 0, 0, end, end]]), (2, 2), 1.0)
         found.sum().backward()
-        assert torch.equal(found, torch.as_tensor(output)) and torch.equal(leaf.grad, torch.as_tensor(grad))
+        assert torch.equal(found, torch.as_tensor(output))
+        assert torch.equal(leaf.grad, torch.as_tensor(grad))
 
 
 def test_roi_pool_takes_the_first_of_equals_and_leaves_rois_without_extent():
     output, argmax = torch.full((2, 1, 1, 1), 7.), torch.full((2, 1, 1, 1), 5, dtype=torch.int)
     mmcv_ext.roi_pool_forward(torch.ones(1, 1, 4, 4), torch.tensor([[0., 1, 1, 2, 2], [0, 3, 3, 1, 1]]), output,
                               argmax, 1, 1, 1.0)
-    assert output.flatten().tolist() == [1, 7] and argmax.flatten().tolist() == [5, 5]  # 5 = row 1, column 1
+    assert output.flatten().tolist() == [1, 7]
+    assert argmax.flatten().tolist() == [5, 5]
 
 
 def test_pieces_cover_everything_within_the_limit(monkeypatch):
@@ -254,7 +261,7 @@ def test_pieces_cover_everything_within_the_limit(monkeypatch):
         assert max(map(len, pieces), default=0) == longest
 
 
-@pytest.mark.parametrize('op', ('align', 'pool'))
+@pytest.mark.parametrize('op', ['align', 'pool'])
 def test_rois_in_pieces_give_the_same(op, monkeypatch):
     input = randn(2, 3, 6, 8)
     arguments = ((2, 3), 0.25, 0, 'max', True) if op == 'align' else ((2, 3), 0.25)
@@ -320,7 +327,7 @@ def differentiate(function, inputs, grad):
     return output.detach(), *torch.autograd.grad(output, leaves, grad, allow_unused=True, materialize_grads=True)
 
 
-@pytest.mark.parametrize('spread', ('zero', 'whole', 'far'))
+@pytest.mark.parametrize('spread', ['zero', 'whole', 'far'])
 @pytest.mark.parametrize('plan', PLANS)
 def test_deform_conv_against_a_loop(plan, spread):
     input, offset, mask, weight, grad, geometry = deform_inputs(plan, spread)
@@ -333,12 +340,12 @@ def test_deform_conv_against_a_loop(plan, spread):
     expected += differentiate(lambda x, o, m, w, b: deform_loop(x, o, m, w, geometry) + b[:, None, None],
                               (input, offset, mask, weight, bias), grad)
     assert len(found) == len(expected) == 10
-    for ours, value in zip(found, expected):
+    for ours, value in zip(found, expected, strict=False):
         assert relative(ours, value) < 1e-10
 
 
-@pytest.mark.parametrize('spread', ('zero', 'whole', 'far'))
-@pytest.mark.parametrize('masked', (False, True))
+@pytest.mark.parametrize('spread', ['zero', 'whole', 'far'])
+@pytest.mark.parametrize('masked', [False, True])
 @pytest.mark.parametrize('plan', PLANS)
 def test_both_ways_to_compute_deform_conv_agree(plan, masked, spread):
     """The CPU's way and torchvision's kernel, which serves CUDA."""
@@ -348,7 +355,7 @@ def test_both_ways_to_compute_deform_conv_agree(plan, masked, spread):
     ours, kernels = (compute(grad, *arguments) for compute in (mmcv_ext._deform_gather_gradients,
                                                                mmcv_ext._deform_kernel_gradients))
     assert (ours[2] is None) == (kernels[2] is None) == (not masked)
-    for a, b in zip(ours, kernels):
+    for a, b in zip(ours, kernels, strict=False):
         assert a is None or relative(a, b) < 1e-10
 
 
@@ -388,7 +395,8 @@ def test_deform_conv_computes_its_gradients_once(monkeypatch):
     every = gradients('input', 'offset', 'weight')
     assert len(calls) == 2  # one for each backward
     _, _, of_weight = gradients('weight')
-    assert len(calls) == 2 and relative(of_weight, every[2]) < 1e-12
+    assert len(calls) == 2
+    assert relative(of_weight, every[2]) < 1e-12
     assert gradients('input')[1:] == [None, None]
 
 
@@ -404,7 +412,8 @@ def test_what_backward_input_leaves_serves_only_the_same_tensors():
     mmcv_ext.deform_conv_backward_parameters(input, offset, grad, expected, torch.empty(0), columns, scale=0.5, **tail)
     leaf = weight.clone().requires_grad_()
     ops.deform_conv2d(input, offset, leaf, *geometry[1:]).backward(grad)
-    assert torch.equal(found, expected) and relative(found, 0.5 * leaf.grad) < 1e-12
+    assert torch.equal(found, expected)
+    assert relative(found, 0.5 * leaf.grad) < 1e-12
 
 
 def test_deform_conv_gives_no_sample_for_nan_offsets():
@@ -413,7 +422,7 @@ def test_deform_conv_gives_no_sample_for_nan_offsets():
     assert (output == 0).all()
 
 
-@pytest.mark.parametrize('channels, size', ((16, 4), (18, 5)))
+@pytest.mark.parametrize(('channels', 'size'), [(16, 4), (18, 5)])
 def test_deform_conv_names_a_wrong_offset(channels, size):
     with pytest.raises(ValueError, match=rf'offset must be \(1, 18, 4, 4\), not \(1, {channels}, {size}, {size}\)'):
         ops.deform_conv2d(torch.rand(1, 2, 4, 4), torch.rand(1, channels, size, size), torch.rand(2, 2, 3, 3), 1, 1)
@@ -422,7 +431,7 @@ def test_deform_conv_names_a_wrong_offset(channels, size):
 # --- focal loss ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('gamma, weighted', [*itertools.product((0.5, 1.0, 2.0), (False, True))])
+@pytest.mark.parametrize(('gamma', 'weighted'), [*itertools.product((0.5, 1.0, 2.0), (False, True))])
 def test_focal_loss_against_its_definition(gamma, weighted):
     logits, target = randn(7, 4) * 3, torch.tensor([0, 1, 2, 3, 4, 4, 1])  # 4: background
     weight = torch.tensor([0.5, 2, 3, 0.1], dtype=torch.float64) if weighted else None
@@ -441,7 +450,7 @@ def test_focal_loss_against_its_definition(gamma, weighted):
     assert max(map(relative, found, differentiate(definition, (logits,), grad))) < 1e-10
 
 
-@pytest.mark.parametrize('logits, target, loss, grad', [
+@pytest.mark.parametrize(('logits', 'target', 'loss', 'grad'), [
     # Numbers of open-mmlab/mmcv, tests/test_ops/test_focal_loss.py (made with its CUDA kernel).
     ([[1., 0], [0, 1]], [0, 1], 0.13562961, [[-0.00657264, 0.11185755], [0.11185755, -0.00657264]]),
     ([[1., 0, -1], [0, 1, 2]], [2, 1], 1.10251057,
@@ -454,7 +463,8 @@ def test_focal_loss_gives_the_values_of_mmcvs_own_test(logits, target, loss, gra
     leaf = torch.tensor(logits, requires_grad=True)
     found = ops.sigmoid_focal_loss(leaf, torch.tensor(target), 2.0, 0.25, None, 'mean')
     found.backward()
-    assert abs(found.item() - loss) < 1e-6 and relative(leaf.grad, torch.tensor(grad)) < 1e-6
+    assert abs(found.item() - loss) < 1e-6
+    assert relative(leaf.grad, torch.tensor(grad)) < 1e-6
 
 
 def test_focal_loss_of_extreme_logits_is_finite():
@@ -463,7 +473,8 @@ def test_focal_loss_of_extreme_logits_is_finite():
     loss.backward()
     # log of at least the smallest float32, as in mmcv's kernel
     tiny = -math.log(torch.finfo(torch.float32).tiny)
-    assert abs(loss.item() / ((0.25 + 0.75 + 0.75) * tiny) - 1) < 1e-6 and logits.grad.isfinite().all()
+    assert abs(loss.item() / ((0.25 + 0.75 + 0.75) * tiny) - 1) < 1e-6
+    assert logits.grad.isfinite().all()
 
 
 def test_focal_loss_refuses_a_target_above_background():
@@ -476,16 +487,21 @@ def test_focal_loss_refuses_a_target_above_background():
 
 def test_empty_inputs():
     dets, inds = ops.nms(torch.empty(0, 4), torch.empty(0), 0.5)
-    assert dets.shape == (0, 5) and inds.shape == (0,) and inds.dtype == torch.int64
+    assert dets.shape == (0, 5)
+    assert inds.shape == (0,)
+    assert inds.dtype == torch.int64
     dets, inds = ops.soft_nms(torch.empty(0, 4), torch.empty(0))
-    assert dets.shape == (0, 5) and inds.shape == (0,) and inds.dtype == torch.int64
+    assert dets.shape == (0, 5)
+    assert inds.shape == (0,)
+    assert inds.dtype == torch.int64
     for function, arguments in ((ops.roi_align, (2, 1.0, 0, 'avg')), (ops.roi_align, (2, 1.0, 0, 'max')),
                                 (ops.roi_pool, (2, 1.0))):
         for images in (0, 2):
             input = torch.rand(images, 3, 4, 4, requires_grad=True)
             output = function(input, torch.empty(0, 5), *arguments)
             output.sum().backward()
-            assert output.shape == (0, 3, 2, 2) and torch.equal(input.grad, torch.zeros_like(input))
+            assert output.shape == (0, 3, 2, 2)
+            assert torch.equal(input.grad, torch.zeros_like(input))
     logits = torch.rand(0, 3, requires_grad=True)
     ops.sigmoid_focal_loss(logits, torch.empty(0, dtype=torch.long), 2.0, 0.25, None, 'sum').backward()
     assert logits.grad.shape == (0, 3)
@@ -494,10 +510,10 @@ def test_empty_inputs():
     assert mmcv_ext._deform(input, offset, mask, weight, geometry).shape == grad.shape == (0, 3, 4, 3)
     gradients = mmcv_ext._deform_gradients(grad, input, offset, mask, weight, geometry)
     assert all(torch.equal(found, torch.zeros_like(value))
-               for found, value in zip(gradients, (input, offset, mask, weight)))
+               for found, value in zip(gradients, (input, offset, mask, weight), strict=False))
 
 
-@pytest.mark.parametrize('dtype', (torch.float16, torch.bfloat16))
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_half_precision_is_float32_rounded(dtype):
     near = 2 * torch.finfo(dtype).eps
     input, offset, mask, weight, grad, geometry = (
@@ -520,7 +536,9 @@ def test_half_precision_is_float32_rounded(dtype):
             continue
         found = differentiate(function, half, outer.to(dtype))
         expected = differentiate(function, full, outer.to(dtype).float())
-        assert all(value.dtype == dtype and relative(value, other) < near for value, other in zip(found, expected))
+        for value, other in zip(found, expected, strict=False):
+            assert value.dtype == dtype
+            assert relative(value, other) < near
     boxes, scores = random_boxes(40, 0)
     expected = ops.nms(boxes, scores.to(dtype).float(), 0.5)[1]
     assert torch.equal(ops.nms(boxes.to(dtype), scores.to(dtype), 0.5)[1], expected)
@@ -529,7 +547,7 @@ def test_half_precision_is_float32_rounded(dtype):
                                                                  'naive')[1])
 
 
-@pytest.mark.parametrize('name', ('DCN', 'DCNv2'))
+@pytest.mark.parametrize('name', ['DCN', 'DCNv2'])
 def test_autocast(name):
     """A layer under autocast: its offsets arrive in half precision, weights in float32."""
     from mmcv.cnn import build_conv_layer
@@ -545,8 +563,9 @@ def test_autocast(name):
             output = layer(input)
             output.float().square().sum().backward()  # inside: the backward operators see autocast as well
         results.append([output.detach(), input.grad] + [value.grad for value in layer.parameters()])
-    assert results[1][0].dtype == torch.float16 and layer.weight.grad.dtype == torch.float32
-    for full, mixed in zip(*results):
+    assert results[1][0].dtype == torch.float16
+    assert layer.weight.grad.dtype == torch.float32
+    for full, mixed in zip(*results, strict=False):
         assert 0 < relative(mixed, full) < 0.03
 
 
@@ -569,11 +588,15 @@ def test_operators_that_are_not_served_refuse_by_name():
 
 def test_the_module_stands_inspection():
     module = sys.modules['mmcv._ext']
-    assert mmcv._ext is module and not hasattr(module, '__wrapped__') and not hasattr(module, '__file__')
-    assert inspect.getmodule(module.nms) is mmcv_ext and inspect.getdoc(module)
+    assert mmcv._ext is module
+    assert not hasattr(module, '__wrapped__')
+    assert not hasattr(module, '__file__')
+    assert inspect.getmodule(module.nms) is mmcv_ext
+    assert inspect.getdoc(module)
     assert pickle.loads(pickle.dumps(module.nms)) is module.nms
     missing = module.ball_query_forward
-    assert callable(missing) and copy.copy(missing).__name__ == 'ball_query_forward'
+    assert callable(missing)
+    assert copy.copy(missing).__name__ == 'ball_query_forward'
     with pytest.raises(mmcv_ext.OperatorUnavailable, match='ball_query_forward'):
         pickle.loads(pickle.dumps(missing))()
 
@@ -610,10 +633,11 @@ other = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(other)
 print(other.backend())
 ''')
-    assert shape == '(1, 2, 2, 2)' and before == after == mmcv_ext.backend()
+    assert shape == '(1, 2, 2, 2)'
+    assert before == after == mmcv_ext.backend()
 
 
-@pytest.mark.parametrize('text, expected', [
+@pytest.mark.parametrize(('text', 'expected'), [
     ('nms = print', f'compiled mmcv {mmcv.__version__}'),
     ('raise ImportError("undefined symbol: _ZN3c10")', mmcv_ext.backend()),
 ])
@@ -627,7 +651,8 @@ import mmcv_ext
 print(mmcv_ext.backend())
 print(mmcv._ext.nms is print)
 ''')
-    assert backend == expected and same == str(text.startswith('nms'))
+    assert backend == expected
+    assert same == str(text.startswith('nms'))
     assert ('undefined symbol' in errors) == text.startswith('raise')
 
 
@@ -674,11 +699,13 @@ def test_detectors_train_and_predict(name):
                                                                              ops.ModulatedDeformConv2d))]
     assert bool(deformable) == (name not in ('retinanet', 'faster_rcnn'))
     parameters = [p for p in model.parameters() if p.requires_grad]
-    assert total.isfinite() and all(p.grad is None or p.grad.isfinite().all() for p in parameters)
+    assert total.isfinite()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in parameters)
     assert all(module.weight.grad.abs().max() > 0 for module in deformable)
     with torch.no_grad():
         predicted = model.eval().predict(images, samples)
-    assert len(predicted) == 2 and predicted[0].pred_instances.bboxes.shape[1] == 4
+    assert len(predicted) == 2
+    assert predicted[0].pred_instances.bboxes.shape[1] == 4
 
 
 # --- CUDA ------------------------------------------------------------------------------------------------------------
@@ -692,4 +719,5 @@ def test_cuda_gives_the_same_as_compiled_mmcv_on_the_cpu(case):
     found = make_mmcv_ext.evaluate(op, {name: value.cuda() for name, value in tensors.items()}, options)
     for name, value in expected.items():
         limit = 1e-10 if value.dtype == torch.float64 else 1e-5
-        assert found[name].shape == value.shape and relative(found[name].cpu(), value) < limit, name
+        assert found[name].shape == value.shape, name
+        assert relative(found[name].cpu(), value) < limit, name

@@ -23,6 +23,7 @@ from mmengine.config import Config
 from amdlib.engine.training import Task, disk_is_full, train_and_test
 from amdlib.errors import RunError
 from amdlib.files import ROOT, read_json, write_json
+from amdlib.words import show_log
 
 ENDED, FULL_GPU, FULL_DISK = 'ended', 'full GPU', 'full disk'   # kinds of failure, for the one who launched
 
@@ -87,6 +88,7 @@ def main(folder: Path) -> int:
     """One process of a task: train, and leave the outcome (rank 0) or the error (the first process that has one)."""
     task_file, outcome_file, failure_file = _files(folder)
     rank = int(os.environ['RANK'])
+    show_log()
     try:
         end_with(sys.stdin.fileno())
         task = pickle.loads(task_file.read_bytes())

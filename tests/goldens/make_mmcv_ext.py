@@ -115,7 +115,7 @@ def cases():
     }
     for plan, (c_in, c_out, h, w, kernel, stride, padding, dilation, groups, deform_groups) in plans.items():
         out = [(size + 2 * p - d * (k - 1) - 1) // s + 1
-               for size, p, d, k, s in zip((h, w), padding, dilation, kernel, stride)]
+               for size, p, d, k, s in zip((h, w), padding, dilation, kernel, stride, strict=False)]
         taps = deform_groups * kernel[0] * kernel[1]
         spreads = ('zero', 'whole', 'far') if plan in ('plain', 'grouped') else ('whole', 'far')
         for spread in spreads:  # zero and whole offsets put samples exactly on -1, 0 and the size

@@ -212,7 +212,7 @@ def test_an_edit_is_attested_only_where_no_digit_changes(tmp_path):
     shutil.copytree(ROOT / 'amdlib', kit / 'amdlib', ignore=shutil.ignore_patterns('__pycache__'))
     (kit / 'data').mkdir()
     shutil.copy(ROOT / 'data' / 'paper_tables.csv', kit / 'data')
-    (kit / '.gitignore').write_text('__pycache__/\n')
+    shutil.copy(ROOT / '.gitignore', kit)
 
     def git(*words):
         done = subprocess.run(['git', '-C', str(kit), *words], check=True, capture_output=True, text=True)

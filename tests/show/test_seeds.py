@@ -160,12 +160,13 @@ def crossed(rng, n, images=100, resamples=200, by_seed=.5, by_image=.5, by_both=
 
 
 @pytest.mark.parametrize('n', [3, 5, 8])
-@pytest.mark.parametrize('chances', [(.5, .5, .5), (.1, .5, .1), (.5, 0, .5)], ids=['all', 'images', 'no images'])
+@pytest.mark.parametrize('chances', [(.5, .5, .5), (.1, .5, .1), (.5, 0, .5), (.6, .1, .1)],
+                         ids=['all', 'images', 'no images', 'seeds'])
 def test_headline_intervals_cover_zero(n, chances):
     rng = np.random.default_rng(n)
     covered = [one.low <= 0 <= one.high for one in (
         both(*crossed(rng, n, 60, 150, *chances)) for _ in range(1000))]
-    assert .93 <= np.mean(covered) <= .985
+    assert .93 <= np.mean(covered) <= .975  # by its making up to 97.2 at n = 3, never too little
 
 
 def test_headline_takes_chance_apart():
