@@ -50,7 +50,8 @@ def _quiet():
 @pytest.fixture(scope='session')
 def dataset(tmp_path_factory):
     """A made set of 8 training and 4 test images."""
-    return prepare('shapes', cache=tmp_path_factory.mktemp('data'), shapes=ShapesSpec(train_images=8, test_images=4))
+    return prepare('shapes', cache=tmp_path_factory.mktemp('data'), shapes=ShapesSpec(train_images=8, test_images=4,
+                                                                                             val_images=4))
 
 
 @pytest.fixture(scope='session')

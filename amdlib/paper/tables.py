@@ -41,9 +41,17 @@ class Table:
         """The table with its controls as lines."""
         return replace(self, lines=tuple(dict.fromkeys([*self.lines, *self.controls])))
 
-    def in_arm(self, arm: str) -> Table:
-        """The table for students that start so: gains are over the one that starts alike and is not distilled."""
-        return replace(self, reference='inherit') if arm == 'inherit' and self.reference == 'baseline' else self
+    def reference_of(self, row: str, arm: str) -> str:
+        """Name of the row that a line's difference is taken to.
+
+        Where a table has gains over the baseline, a student that starts from its teacher's neck and head is compared
+        with the one that starts so and is not distilled.
+        Args:
+            row: name of the line's row.
+            arm: of its runs, 'alone' or 'inherit'.
+        """
+        starts_so = arm == 'inherit' and self.reference == 'baseline' and row not in ('baseline', 'inherit')
+        return 'inherit' if starts_so else self.reference
 
     def with_methods(self, methods: tuple[str, ...] | list[str]) -> Table:
         """The table with a line more for each `path/to/file.py:ClassName`."""
@@ -53,16 +61,16 @@ class Table:
 PHI = (0.5, 0.7, 0.9, 1.0, 1.1, 1.3, 1.5)   # ASSUMPTION phi's values: A has mean 1, so the sweep belongs around 1
 
 _ABLATION = ('baseline', 'amd', 'amd-channel', 'amd-mask', 'amd-unmasked', 'amd-allmasked')
+_CONTROLS = ('amd-permuted', 'amd-inverted', 'amd-shuffled', 'amd-untrained')
 _ABLATION_METRICS = ('mAP', 'AP50', 'AP75', 'AP_S', 'AP_M', 'AP_L')
 
 TABLES: dict[str, Table] = {table.name: table for table in (
     Table('table1', 'I', 'The methods compared', ('retinanet', 'reppoints', 'faster_rcnn'),
           ('teacher', 'baseline', 'inherit', 'fkd', 'fgd', 'mgd', 'amd'), 'baseline', 'gain',
           ('mAP', 'AP_S', 'AP_M', 'AP_L', 'mAR', 'AR_S', 'AR_M', 'AR_L'),
-          controls=('fitnet', 'amd-unmasked', 'amd-allmasked', 'amd-permuted', 'amd-inverted', 'amd-shuffled',
-                    'amd-untrained')),
+          controls=('fitnet', 'amd-unmasked', 'amd-allmasked', *_CONTROLS)),
     *(Table(name, number, f'The parts of AMD: {GROUPS[group].student_label}', (group,), _ABLATION, 'amd', 'to full',
-            _ABLATION_METRICS, notebook='ablation')
+            _ABLATION_METRICS, notebook='ablation', controls=_CONTROLS)
       for name, number, group in (('table2', 'II', 'retinanet'), ('table3', 'III', 'reppoints'),
                                   ('table4', 'IV', 'faster_rcnn'))),
     Table('table5', 'V', 'Generation blocks', ('retinanet',), ('amd-mbconv', 'amd-conv1', 'amd'), 'amd',

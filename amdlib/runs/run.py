@@ -17,6 +17,8 @@ from amdlib.runs.recipe import Recipe, own_settings
 from amdlib.weights import published
 from amdlib.weights.published import Sources
 
+ARMS = ('alone', 'inherit')     # how a one-stage student of a method starts
+
 
 @dataclass(frozen=True)
 class Run:
@@ -145,22 +147,39 @@ class Run:
 
 
 def table_runs(table: str | Table, profile: str | Profile, group: str | None = None, seeds: Iterable[int] = (0,),
-               settings: Mapping[str, Any] | None = None, methods: Iterable[str] = ()) -> list[Run]:
+               settings: Mapping[str, Any] | None = None, methods: Iterable[str] = (), arm: str | None = None,
+               controls: bool = False) -> list[Run]:
     """The runs behind a table: its rows in every group (or in one) with every seed; teachers have seed 0 only.
 
     Args:
         settings: each row takes those that it has (`teacher_backbone` is a teacher's `backbone`).
         methods: losses of your own, `path/to/file.py:ClassName` each, as lines beside the table's.
-    Errors: SettingError for an unknown table, group or setting, a dry run, or no seeds.
+        arm: how one-stage students of the methods start: 'alone', or 'inherit' (from the teacher's neck and head);
+            default: the profile's.
+        controls: the table's controls as further lines.
+    Errors: SettingError for an unknown table, group, arm or setting, a dry run, or no seeds.
     """
     table = (find_table(table) if isinstance(table, str) else table).with_methods(list(methods))
+    table = table.with_controls() if controls else table
     profile = find_profile(profile) if isinstance(profile, str) else profile
     if profile.dry_run:
         raise SettingError(f'profile {profile.name} makes no tables: its networks are random and its numbers mean '
                            'nothing')
     seeds = _seeds(seeds)
-    return [Run.of(row, profile, seed, own_settings(row, settings or {})) for row in table.rows(group)
-            for seed in ([0] if row.is_teacher else seeds)]
+    return [Run.of(row, profile, seed, {**own_settings(row, settings or {}), **arm_settings(row, profile, arm)})
+            for row in table.rows(group) for seed in ([0] if row.is_teacher else seeds)]
+
+
+def arm_settings(row: Row, profile: Profile, arm: str | None) -> dict[str, Any]:
+    """What of a row's settings puts it into an arm; {} for rows that know no other, and for the profile's own.
+
+    Errors: SettingError for an unknown arm.
+    """
+    if arm not in (None, *ARMS):
+        raise SettingError(f'arm={arm!r}: expected one of {", ".join(ARMS)}')
+    if arm in (None, profile.arm) or not (row.method and row.group.one_stage):
+        return {}
+    return {'inherit': arm == 'inherit'}
 
 
 def row_runs(group: str, names: Iterable[str], profile: str | Profile, seed: int = 0,
@@ -174,15 +193,18 @@ def row_runs(group: str, names: Iterable[str], profile: str | Profile, seed: int
 
 
 def sweep_runs(row: str, option: str, values: Iterable[Any], profile: str | Profile, seeds: Iterable[int] = (0,),
-               settings: Mapping[str, Any] | None = None) -> list[Run]:
+               settings: Mapping[str, Any] | None = None, arm: str | None = None) -> list[Run]:
     """One row with several values of one of its method's options, such as 0.5, 0.7 and 1.0 of phi.
 
-    Errors: SettingError for an unknown row or option, or values that are not of its kind.
+    Args:
+        arm: as of `table_runs`.
+    Errors: SettingError for an unknown row, option or arm, or values that are not of its kind.
     """
     found, values = find_row(row), list(values)
+    profile = find_profile(profile) if isinstance(profile, str) else profile
     if not values:
         raise SettingError(f'no values of {option} given: expected some, such as 0.5 1.0')
-    own = own_settings(found, settings or {})
+    own = {**own_settings(found, settings or {}), **arm_settings(found, profile, arm)}
     runs = [Run.of(found, profile, seed, {**own, option: value}) for value in values for seed in _seeds(seeds)]
     return list(dict.fromkeys(runs))
 

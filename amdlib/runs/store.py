@@ -114,6 +114,10 @@ class Store:
         """Detections of a run, COCO results format."""
         return read_json(self.run_folder(run) / DETECTIONS)
 
+    def reported(self, run: Run) -> Path:
+        """Annotations of the split on which a run is evaluated."""
+        return self.dataset.test_ann if run.recipe.split == 'test' else self.dataset.val_ann
+
     def weights(self, run: Run) -> Path:
         """The file with a run's plain detector."""
         return self.run_folder(run) / WEIGHTS
@@ -137,11 +141,11 @@ class Store:
         lines = []
         for run, found in states.items():
             record = found.record
-            lines.append({'group': run.row.group.name, 'row': run.row.name, 'label': run.row.label, 'seed': run.seed,
-                          **record['numbers'], 'run': run.id, 'settings_hash': record['settings_hash'],
+            lines.append({'group': run.row.group.name, 'row': run.row.name, 'label': run.row.label, 'arm': run.arm,
+                          'seed': run.seed, **record['numbers'], 'run': run.id, 'settings_hash': record['settings_hash'],
                           'data': record['data']['fingerprint'], 'commit': record['code']['commit'],
                           'clean': record['code']['clean'], 'train_s': record['train_s'], 'device': record['device'],
-                          'note': found.note})
+                          'machine': told_machine(record), 'note': found.note})
         return pd.DataFrame(lines)
 
     def command(self, run: Run) -> str:
@@ -207,6 +211,12 @@ def unfinished(folder: Path) -> State:
     if progress['host'] == platform.node() and not training_process(folder):
         return State('failed', f'killed at step {progress["step"]} of {progress["steps"]}')
     return State('running', f'step {progress["step"]} of {progress["steps"]}')
+
+
+def told_machine(record: Mapping[str, Any]) -> str:
+    """What a record's digits were computed by; no pair of runs from two of them is compared."""
+    device = record['device']
+    return ', '.join([*map(str, record.get('machine', {}).values()), *([] if device == 'CPU' else [device])])
 
 
 def file_hashes(run: Run) -> dict[str, str]:

@@ -25,6 +25,8 @@ class Given:
     settings: dict[str, Any] = field(default_factory=dict)  # of every run
     methods: tuple[str, ...] = ()                           # losses of the user's, lines of the tables
     force: bool = False
+    arm: str | None = None                                  # how students start, 'alone' or 'inherit'
+    controls: bool = False                                  # further lines of the tables
 
     def __post_init__(self) -> None:
         if self.group:
@@ -35,7 +37,8 @@ class Given:
         return {name: value for name, value in (
             ('group', self.group), ('seeds', list(self.seeds)), ('values', list(self.values) or None),
             ('settings', dict(self.settings) or None), ('methods', list(self.methods) or None),
-            ('force', self.force or None)) if value is not None}
+            ('force', self.force or None), ('arm', self.arm), ('controls', self.controls or None))
+            if value is not None}
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class Target:
 
 def _of_table(name: str) -> Callable[[Store, Given], list[Run]]:
     return lambda store, given: table_runs(name, store.profile, given.group, given.seeds, given.settings,
-                                           given.methods)
+                                           given.methods, given.arm, given.controls)
 
 
 def _of_rows(*names: str) -> Callable[[Store, Given], list[Run]]:
@@ -72,7 +75,7 @@ def _of_rows(*names: str) -> Callable[[Store, Given], list[Run]]:
 
 def _of_sweep(store: Store, given: Given) -> list[Run]:
     return sweep_runs(f'{given.group or "reppoints"}-amd', 'phi', given.values or PHI, store.profile, given.seeds,
-                      given.settings)
+                      given.settings, given.arm)
 
 
 TARGETS: dict[str, Target] = {target.name: target for target in (
@@ -84,6 +87,8 @@ TARGETS: dict[str, Target] = {target.name: target for target in (
     Target('fig4', 'Fig. 4: mAP and mAR over phi', 'fig4', _of_sweep, sweep='sweep_phi'),
     Target('method', 'The method, equation by equation', 'method', _of_rows('teacher', 'baseline')),
     Target('explore_masks', 'What a mask covers', 'explore_masks', _of_rows('teacher'), {'write': True}),
+    # it tells of what is there and trains nothing
+    Target('significance', 'By more than chance?', 'significance', lambda store, given: [], {'write': True}),
 )}
 
 
