@@ -16,6 +16,11 @@ def paper_lines(number: str) -> dict[tuple[str, str], dict[str, str]]:
         return {(line['group'], line['key']): line for line in csv.DictReader(file) if line['table'] == number}
 
 
+def paper_groups() -> tuple[str, ...]:
+    """The detector pairs that the paper reports; `GROUPS` may have others beside them."""
+    return tuple(dict.fromkeys(group for group, _ in paper_lines('I')))
+
+
 def paper_label(number: str, group: str, key: str) -> str | None:
     """How a table prints a row; None where it does not have it."""
     line = paper_lines(number).get((group, key))

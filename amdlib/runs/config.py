@@ -110,6 +110,9 @@ def _detector(name: str, run: Run, dataset: Dataset | None, is_teacher: bool, ba
     network = run.profile.teacher if is_teacher else run.profile.student
     if network is not None:
         _shrink(model, network, run.profile, len(dataset.classes))
+        pixels = get_config(run.row.group.student_config).model.data_preprocessor
+        for key in ('mean', 'std', 'bgr_to_rgb'):   # the kit's own networks belong to no normalisation
+            model.data_preprocessor[key] = pixels[key]
         model.backbone.init_cfg = dict(type='Pretrained', checkpoint=backbone) if backbone else None
     elif backbone:
         model.backbone.init_cfg = dict(type='Pretrained', checkpoint=backbone)
@@ -204,7 +207,7 @@ def _set_schedule(cfg: Config, run: Run) -> None:
     if run.profile.lr is None:
         if 'lr' in settings:
             cfg.optim_wrapper.optimizer.lr = settings['lr']
-        if run.epochs != 24:  # a shortened run keeps the shape of the schedule
+        if run.epochs != cfg.param_scheduler[-1].end:   # of another length, it keeps the shape of the paper's schedule
             cfg.param_scheduler[-1].update(end=run.epochs, milestones=[max(1, round(run.epochs * part))
                                                                        for part in (16 / 24, 22 / 24)])
     else:  # the smaller profiles train from scratch in minutes: AdamW, warm-up, then a cosine down to zero

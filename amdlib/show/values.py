@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from mmengine.config import Config
 
 from amdlib.methods import find_method
-from amdlib.paper.pairs import GROUPS
+from amdlib.paper.pairs import find_group
+from amdlib.paper.printed import paper_groups
 from amdlib.paper.profiles import PAPER_CHANNELS
 from amdlib.paper.rows import ROWS
 from amdlib.runs.config import config
@@ -45,8 +46,8 @@ def assumptions() -> str:
     for option, name in (('alpha', 'alpha'), ('temperature', 'T'), ('phi', 'phi'), ('mask_ratio', 'ratio of random '
                                                                                                 'masks')):
         groups: dict[object, list[str]] = {}
-        for group in GROUPS.values():
-            groups.setdefault(ROWS[f'{group.name}-amd'].value(option), []).append(group.student_label)
+        for group in paper_groups():
+            groups.setdefault(ROWS[f'{group}-amd'].value(option), []).append(find_group(group).student_label)
         told.append(f'{name} ' + ', '.join(f'{value:g}' + (f' ({", ".join(labels)})' if len(groups) > 1 else '')
                                            for value, labels in groups.items()))
     told += [f'SE reduction {_default(ChannelClue, "reduction")}', f"MBConv's expansion {GenerationBlock.EXPANSION}",
@@ -127,12 +128,12 @@ _READERS = (
 
 
 def paper_values() -> list[Value]:
-    """Every value of the method's page as the Configs of profile `paper` have it, by group.
+    """Every value of the method's page as the Configs of profile `paper` have it, by the paper's groups.
 
     Errors: ValueError where rows of a group do not agree on a value that they share.
     """
     values = []
-    for group in GROUPS.values():
+    for group in map(find_group, paper_groups()):
         made = {row: config(Run.of(f'{group.name}-{row}', 'paper')) for row in ALL}
         losses = {row: find_method(row)(PAPER_CHANNELS, PAPER_CHANNELS, **made[row].model.options)
                   for row in METHOD_ROWS}
@@ -157,5 +158,5 @@ def as_text(values: list[Value]) -> str:
     for (what, name, shown, source, where), groups in sorted(lines.items(), key=lambda line: line[0][:2]):
         label = f'{name} {shown}' if name != what else shown
         text.append(f'{what:18} {label:40} {source:12} {where:16} '
-                    f'{"all" if len(groups) == len(GROUPS) else ", ".join(groups)}')
+                    f'{"all" if len(groups) == len(paper_groups()) else ", ".join(groups)}')
     return '\n'.join(text)

@@ -6,7 +6,7 @@ import pytest
 
 from amdlib.engine.coco import METRICS
 from amdlib.paper.pairs import GROUPS
-from amdlib.paper.printed import CSV, paper_label, paper_lines, paper_value
+from amdlib.paper.printed import CSV, paper_groups, paper_label, paper_lines, paper_value
 from amdlib.paper.tables import TABLES
 from tests.conftest import shared
 
@@ -53,12 +53,12 @@ def test_what_the_paper_does_not_report_is_none():
 
 @pytest.mark.parametrize('table', TABLES.values(), ids=TABLES)
 def test_baseline_and_teacher_are_table_1s_everywhere(table):
-    for group in table.groups:
+    for group in set(table.groups) & set(paper_groups()):
         for key in ('baseline', 'teacher'):
             assert paper_value(table.number, group, key, 'mAP') == paper_value('I', group, key, 'mAP') is not None
 
 
 def test_every_group_and_table_of_the_file_is_known():
     found = lines(CSV)
-    assert {line['group'] for line in found} == set(GROUPS)
+    assert {line['group'] for line in found} == set(paper_groups()) <= set(GROUPS)
     assert {line['table'] for line in found} == {table.number for table in TABLES.values()}

@@ -17,6 +17,7 @@ from amdlib.methods.amd import AMDLoss
 from amdlib.methods.fgd import FGDLoss
 from amdlib.methods.fkd import FKDLoss
 from amdlib.paper.pairs import GROUPS
+from amdlib.paper.printed import paper_groups
 from amdlib.paper.profiles import PROFILES
 from amdlib.paper.rows import ROWS
 from amdlib.runs.config import config, describe_lr, get_config, settings_hash
@@ -25,6 +26,7 @@ from amdlib.runs.store import file_hashes
 from amdlib.weights.reading import load_strictly
 
 METHOD_ROWS = [row.id for row in ROWS.values() if row.method]
+PAPERS_ROWS = [row.id for row in ROWS.values() if row.group.name in paper_groups()]
 COMPARED = [row.name for row in ROWS.values() if row.group.name == 'retinanet' and row.name == row.method]
 CELLS = Dataset('cells', Path('/d/train.json'), Path('/d/train'), Path('/d/test.json'), Path('/d/test'),
                 ('platelet', 'rbc', 'wbc'), '0' * 16, ())
@@ -129,7 +131,7 @@ def test_a_loss_from_outside_takes_the_place_of_the_papers(dataset, tiny, mine, 
 
 # ---- the paper's values (method.md) -----------------------------------------------------------------------------
 
-@pytest.mark.parametrize('row', [row.id for row in ROWS.values() if not row.is_teacher])
+@pytest.mark.parametrize('row', [row for row in PAPERS_ROWS if not ROWS[row].is_teacher])
 def test_the_papers_schedule(cfg_of, row):
     cfg = cfg_of(row)
     assert cfg.train_cfg.max_epochs == 24
@@ -147,22 +149,41 @@ def test_the_papers_schedule(cfg_of, row):
     assert not any('Choice' in step.type for step in cfg.train_dataloader.dataset.pipeline)  # a single scale
 
 
+@pytest.mark.parametrize('group', GROUPS)
+def test_a_pairs_schedule_ends_with_its_training(cfg_of, group):
+    """Also where mmdet's config of the student is for another number of epochs."""
+    cfg = cfg_of(f'{group}-baseline')
+    assert cfg.param_scheduler[-1].end == cfg.train_cfg.max_epochs
+
+
+def test_a_student_with_a_shorter_schedule_gets_the_papers():
+    group = replace(GROUPS['retinanet'], student_config='mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
+    run = Run.of(replace(ROWS['retinanet-baseline'], group=group), 'paper')
+    assert config(run).param_scheduler == config(Run.of('retinanet-baseline', 'paper')).param_scheduler
+
+
 @pytest.mark.parametrize('row', METHOD_ROWS)
-def test_the_papers_detectors_are_mmdets_own(cfg_of, row):
+def test_the_detectors_are_mmdets_own(cfg_of, row):
     model, group = cfg_of(row).model, ROWS[row].group
     assert model.student == get_config(group.student_config).model
-    assert model.student.backbone.init_cfg == {'type': 'Pretrained', 'checkpoint': 'torchvision://resnet50'}
     teacher = copy.deepcopy(get_config(group.teacher_config).model)
     assert teacher.backbone.init_cfg is not None
     teacher.backbone.init_cfg = None  # its weights come from the detector's checkpoint
     assert model.teacher == teacher
 
 
+@pytest.mark.parametrize('row', [row for row in PAPERS_ROWS if ROWS[row].method])
+def test_the_papers_students_and_levels(cfg_of, row):
+    model = cfg_of(row).model
+    assert model.student.backbone.init_cfg == {'type': 'Pretrained', 'checkpoint': 'torchvision://resnet50'}
+    assert tuple(model.levels) == tuple(range(5 if ROWS[row].group.one_stage else 4))
+
+
 @pytest.mark.parametrize('row', METHOD_ROWS)
-def test_the_papers_levels_and_inheriting(cfg_of, row):
+def test_method_levels_and_inheriting(cfg_of, row):
     model, group = cfg_of(row).model, ROWS[row].group
     assert model.method == ROWS[row].method
-    assert tuple(model.levels) == group.levels == tuple(range(5 if group.one_stage else 4))
+    assert tuple(model.levels) == group.levels
     assert tuple(model.inherit) == (('neck', 'bbox_head') if group.one_stage else ())
     distiller = inspect.signature(MODELS.get('Distiller')).parameters
     for side in ('student_module', 'teacher_module'):
@@ -191,7 +212,7 @@ def test_the_papers_weights_of_fgd(cfg_of, group, weights):
     assert FGDLoss(4, 4).temp == 0.5
 
 
-@pytest.mark.parametrize('group', GROUPS)
+@pytest.mark.parametrize('group', paper_groups())
 def test_the_papers_weights_of_fkd(cfg_of, group):
     loss = FKDLoss(4, 4, **cfg_of(f'{group}-fkd').model.options)
     assert (loss.feature_weight, loss.channel_weight, loss.spatial_weight, loss.nonlocal_weight) == (

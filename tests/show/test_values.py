@@ -11,7 +11,7 @@ from mmengine.optim import build_optim_wrapper
 from amdlib.engine.taps import tap
 from amdlib.files import ROOT
 from amdlib.paper.pairs import GROUPS
-from amdlib.paper.printed import paper_value
+from amdlib.paper.printed import paper_groups, paper_value
 from amdlib.runs.config import config
 from amdlib.runs.run import Run
 from amdlib.show.values import as_text, assumptions, paper_values
@@ -46,7 +46,7 @@ def stated(what, pattern, column=0):
 @needs_page
 def test_no_line_of_the_page_is_left_out(values):
     assert set(table('Values')) <= {what for what, _, _ in values}
-    assert set(table('Detectors and teachers (mmdet 3.3.0\'s own configs and model zoo)')) == set(GROUPS)
+    assert set(table('Detectors and teachers (mmdet 3.3.0\'s own configs and model zoo)')) == set(paper_groups())
 
 
 @needs_page
@@ -56,7 +56,7 @@ def test_schedule(values):
                     r'steps at (\d+) and (\d+)')
     wanted = {'epochs': int(epochs), 'optimizer': optimizer, 'momentum': float(momentum), 'weight decay': float(decay),
               'image scale': (int(width), int(height)), 'steps': (int(first), int(second))}
-    for group in GROUPS:
+    for group in paper_groups():
         assert {name: values['schedule', name, group].value for name in wanted} == wanted
 
 
@@ -68,7 +68,7 @@ def test_values_of_the_method(values):
     (temperature,), (phi,) = stated('T', r'\[assumed ([\d.]+)\]', 1), stated('phi', r'\[assumed ([\d.]+);', 1)
     reduction, expansion = (re.search(pattern, PAGE.read_text()).group(1)
                             for pattern in (r'SE reduction (\d+)', r'expansion \[assumed (\d+)\]'))
-    for group in GROUPS:
+    for group in paper_groups():
         assert values['T', 'T', group].value == float(temperature)
         assert values['phi', 'phi', group].value == float(phi)
         assert values['channel clue', 'SE reduction', group].value == int(reduction)
@@ -95,7 +95,7 @@ def test_levels_and_inheriting(values):
 @needs_page
 def test_clipping(values):
     norm, kind = stated('gradient clipping', r'max norm (\d+), L(\d)')
-    for group in GROUPS:
+    for group in paper_groups():
         assert values['gradient clipping', 'max norm', group].value == float(norm)
         assert values['gradient clipping', 'norm', group].value == float(kind)
 
@@ -119,7 +119,7 @@ def test_values_of_the_rivals(values):
     wanted = dict(zip(('masked feature', 'channel', 'spatial', 'non-local', 'spatial temperature'), numbers,
                       strict=True))
     wanted['channel temperature'] = wanted['spatial temperature']
-    for group in GROUPS:
+    for group in paper_groups():
         assert {name: values['FKD baseline', name, group].value for name in wanted} == wanted
 
 
