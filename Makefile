@@ -16,6 +16,9 @@ AMDLIB  := $(PY) -m amdlib
 #? SEEDS seeds of the students, such as "0 1 2"; default: 0
 #? SETTINGS of every run, such as "epochs=2 gpus=8 'backbone=a folder/r50.pth'"; README has all
 #? METHOD a loss of your own, path/to/file.py:ClassName: a line more of each table
+#? ARM how one-stage students of the methods start: alone, or inherit (the teacher's neck and head); default: the profile's
+#? CONTROLS 1 shows the controls in tables too
+#? METHODS for calibrate, such as "amd mgd"; default: all that are compared
 #? VALUES of the threshold phi, for reproduce-fig4; default: "0.5 0.7 0.9 1.0 1.1 1.3 1.5"
 #? DEVICE cpu, cuda or cuda:N; default: a GPU where there is one
 #? JOBS runs at once; default: one a GPU, or one a core (four at most) without a GPU
@@ -35,8 +38,8 @@ AMDLIB  := $(PY) -m amdlib
 #? PYTHON interpreter for make setup, 3.11 or newer; default: python3
 #? VENV folder of the virtual environment; default: .venv
 #? PUBLIC folder of the public code, for make goldens (see tests/goldens/)
-KNOWN := PROFILE DATA GROUP SEEDS SETTINGS METHOD VALUES DEVICE JOBS FORCE WEIGHTS MIRRORS SKIP_TEACHER_CHECK WORKERS \
-         TENSORBOARD NAME LAB RUN ONNX MEASURE SWITCHES COMMIT PYTHON VENV PUBLIC
+KNOWN := PROFILE DATA GROUP SEEDS SETTINGS METHOD ARM CONTROLS METHODS VALUES DEVICE JOBS FORCE WEIGHTS MIRRORS \
+         SKIP_TEACHER_CHECK WORKERS TENSORBOARD NAME LAB RUN ONNX MEASURE SWITCHES COMMIT PYTHON VENV PUBLIC
 
 # a variable that is misspelled would go unnoticed
 given   := $(foreach one,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(one)))),$(one)))
@@ -58,7 +61,8 @@ plain = $(if $(value $(1)),$(call quote,$(value $(1))))
 
 WHERE     = $(call opt,PROFILE,--profile) $(call opt,DATA,--data)
 ASKED     = $(call opt,GROUP,--group) $(call opt,SEEDS,--seeds) $(call opt,VALUES,--values) \
-            $(call opt,SETTINGS,--settings) $(call opt,METHOD,--method)
+            $(call opt,SETTINGS,--settings) $(call opt,METHOD,--method) $(call opt,ARM,--arm) \
+            $(call flag,CONTROLS,--controls)
 PUBLISHED = $(call opt,WEIGHTS,--weights) $(call opt,MIRRORS,--mirrors)
 MEANS     = $(call opt,DEVICE,--device) $(call opt,JOBS,--jobs) $(PUBLISHED) $(call opt,WORKERS,--workers) \
             $(call flag,TENSORBOARD,--tensorboard) $(call flag,SKIP_TEACHER_CHECK,--skip-teacher-check)
@@ -67,8 +71,8 @@ HOW       = $(WHERE) $(ASKED) $(MEANS) $(call flag,FORCE,--force)
 # tests on up to four cores, a file each
 SPREAD   := -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: help setup doctor list values data reproduce-all sweep-phi status weights notebook report lab export \
-        paper-dryrun cost attest test test-fast lint goldens lock clean always
+.PHONY: help setup doctor list values data reproduce-all sweep-phi status bed calibrate teachers backbone weights \
+        notebook report lab export paper-dryrun cost attest test test-fast lint goldens lock clean always
 
 help:  ## this text
 	@echo 'The AMD kit: rerun "AMD: Adaptive Masked Distillation for Object Detection" (arXiv 2301.13538)'
@@ -110,6 +114,7 @@ data: $(SETUP)  ## prepare and check the data set of PROFILE
 #: reproduce-fig1 Fig. 1, the teacher's attention with region scores
 #: reproduce-fig3 Fig. 3, feature maps of teacher, baseline, FGD, MGD and AMD
 #: reproduce-fig4 Fig. 4, mAP and mAR over phi (RepPoints, or GROUP), one executed notebook a value
+#: reproduce-significance the comparisons that were planned, judged on the runs that are there; what seeds could show at all
 reproduce-%: $(SETUP) always
 	@$(AMDLIB) reproduce $* $(HOW)
 
@@ -120,6 +125,18 @@ sweep-phi: reproduce-fig4  ## the same as reproduce-fig4, for the values VALUES
 
 status: $(SETUP)  ## which runs are done, running, failed, stale or missing, and why
 	@$(AMDLIB) status $(WHERE) $(ASKED)
+
+bed: $(SETUP)  ## whether the test bed can tell methods apart: what must hold, spread over seeds, clipping, masks (bed.md)
+	@$(AMDLIB) bed $(WHERE) $(call opt,GROUP,--group) $(call opt,SETTINGS,--settings) --write
+
+calibrate: $(SETUP)  ## choose one factor on each method's weights, on validation pictures (GROUP, ARM, METHODS)
+	@$(AMDLIB) calibrate $(WHERE) $(call opt,GROUP,--group) $(call opt,ARM,--arm) $(call opt,METHODS,--methods) $(call opt,SEEDS,--seeds) $(call opt,SETTINGS,--settings) $(MEANS) $(call flag,FORCE,--force)
+
+teachers: $(SETUP)  ## train the teachers that the kit ships anew, below data/teachers/ (GROUP, SEEDS)
+	@$(AMDLIB) teachers $(WHERE) $(call opt,GROUP,--group) $(call opt,SEEDS,--seeds) $(MEANS) $(call flag,FORCE,--force)
+
+backbone: $(SETUP)  ## pre-train the small backbone that students start from, below data/teachers/
+	@$(AMDLIB) pretrain $(WHERE)
 
 weights: $(SETUP)  ## find or fetch the published weights of PROFILE=paper, and say where they are
 	@$(AMDLIB) weights $(PUBLISHED)

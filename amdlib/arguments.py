@@ -35,6 +35,10 @@ SEED = arg('--seed', type=int, default=0, help='default 0')
 SEEDS = arg('--seeds', nargs='+', default=['0'], metavar='N', help='of the students, such as 0 1 2; default 0')
 METHODS = arg('--method', action='append', default=[], metavar='FILE.py:CLASS', dest='methods',
               help='a loss of your own as a line more of each table; repeatable')
+ARM = arg('--arm', choices=('alone', 'inherit'),
+          help="how one-stage students of the methods start: alone, or from the teacher's neck and head; default: the "
+               "profile's")
+CONTROLS = arg('--controls', action='store_true', help="a table's controls as further lines")
 GROUP = arg('--group', help='only this detector pair: retinanet, reppoints or faster_rcnn')
 FORCE = arg('--force', action='store_true', help='train again what is done')
 DEVICE = arg('--device', help='cpu, cuda or cuda:N; default: a GPU where there is one')
@@ -51,7 +55,28 @@ MEANS = (DEVICE, *PUBLISHED,
              help="images on which a published teacher's mAP is checked before training; default 300"),
          arg('--skip-teacher-check', action='store_true', help='train whatever the teacher is like'))
 OF_TARGETS = (*WHERE, GROUP, SEEDS, arg('--values', nargs='+', default=[], metavar='X', help='of the sweep in fig4'),
-              *SETTINGS, METHODS)
+              *SETTINGS, METHODS, ARM, CONTROLS)
+OF_RUN = (
+    arg('--work-dir', type=Path, metavar='DIR', help='put the run here, outside the tables'),
+    arg('--resume', action='store_true', help='an error unless the run goes on from a checkpoint (it does so '
+                                              'anyway where an interrupted run can go on)'),
+    arg('--gpus', type=int, metavar='N', help='train on N GPUs together; the same as --set gpus=N'),
+    arg('--amp', action='store_true', help="mixed precision as mmdet's --amp; the same as --set amp=fp16"),
+    arg('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE',
+        help="change mmengine's config by dotted keys; needs --work-dir"))
+OF_CALIBRATION = (
+    arg('--methods', nargs='+', default=[], metavar='NAME', help='such as amd mgd; default: all that are compared'),
+    arg('--seeds', nargs='+', default=['100'], metavar='N',
+        help='of the students, 100 or more: they are reported nowhere; default 100'))
+OF_TEACHERS = arg('--seed', '--seeds', nargs='+', default=['0'], metavar='N', dest='seeds', help='of them; default 0')
+OF_EXPORT = (
+    arg('run', help="name of the run's folder, such as retinanet-amd-s0, or the folder"), *WHERE,
+    arg('--output', type=Path, metavar='DIR', help="default: export/ in the run's folder"),
+    arg('--onnx', action='store_true', help='also as ONNX, compared with torch (RetinaNet)'),
+    arg('--stale-ok', action='store_true', help='although the run would be made again now'),
+    arg('--set', action='append', default=[], metavar='KEY=FILE',
+        help='a weight file that the run was made with; repeatable'),
+    arg('--method', metavar='FILE.py:CLASS', help='the loss of your own that the run was made with'))
 
 
 def settings(given: Words) -> dict[str, Any]:
@@ -72,6 +97,28 @@ def seeds(given: Words) -> tuple[int, ...]:
     if not found or not all(isinstance(seed, int) for seed in found):
         raise SettingError(f'seeds {" ".join(given.seeds)!r}: expected numbers, such as 0 1 2')
     return found
+
+
+def groups(given: Words) -> list[str]:
+    """--group, or all pairs of Table I. Errors: SettingError for an unknown one."""
+    from amdlib.paper.pairs import find_group
+    from amdlib.paper.tables import TABLES
+    return [find_group(given.group).name] if given.group else list(TABLES['table1'].groups)
+
+
+def cfg_options(given: Words) -> dict[str, Any]:
+    """--cfg-options as mmdet's tools read them, and also with dicts, such as those of vis_backends."""
+    from mmengine.config import DictAction
+
+    from amdlib.runs.recipe import parse
+    options = parse(given.cfg_options)
+    for word in given.cfg_options:
+        key, _, text = word.partition('=')
+        if isinstance(options[key], str) and '{' in text:
+            raise SettingError(f"--cfg-options: {text!r} is no Python literal, such as [{{'type': 'Name'}}]")
+        if '{' not in text:
+            options[key] = DictAction._parse_iterable(text)
+    return options
 
 
 def sources(given: Words) -> Sources:

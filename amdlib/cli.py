@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from amdlib import arguments as read
 from amdlib.arguments import (
@@ -21,8 +21,6 @@ from amdlib.arguments import (
     MEANS,
     METHODS,
     OF_TARGETS,
-    PUBLISHED,
-    RESULTS,
     SEED,
     SEEDS,
     SETTINGS,
@@ -30,7 +28,7 @@ from amdlib.arguments import (
     Words,
     arg,
 )
-from amdlib.errors import KitError, SettingError
+from amdlib.errors import KitError
 from amdlib.words import log, show_log
 
 if TYPE_CHECKING:
@@ -121,14 +119,16 @@ def show(given: Words) -> None:
 
 
 @command(arg('name', nargs='?', default='table1', help='table1 (default) to table6'), *WHERE, GROUP, SEEDS, *SETTINGS,
-         METHODS)
+         METHODS, read.ARM,
+         read.CONTROLS)
 def table(given: Words) -> None:
     """Print a table from the records that are there."""
     from amdlib.paper.tables import find_table
     from amdlib.runs.run import table_runs
     from amdlib.show import tables
     wanted = find_table(given.name).with_methods(given.methods)
-    runs = table_runs(wanted, given.profile, given.group, read.seeds(given), read.settings(given))
+    wanted = wanted.with_controls() if given.controls else wanted
+    runs = table_runs(wanted, given.profile, given.group, read.seeds(given), read.settings(given), arm=given.arm)
     store = read.store(given)
     print(tables.readable(tables.tidy(wanted, store.collect(runs)), store.profile))
 
@@ -160,7 +160,7 @@ def data(given: Words) -> None:
         print(f'  note: {note}')
 
 
-@command(arg('rows', nargs='*', help='default: all rows'), *PUBLISHED)
+@command(arg('rows', nargs='*', help='default: all rows'), *read.PUBLISHED)
 def weights(given: Words) -> int:
     """Find or fetch the published weights of the profile paper and print where they are, such as where there is a
     network before runs start where there is none."""
@@ -184,13 +184,7 @@ def weights(given: Words) -> int:
 
 @command(arg('row', help='such as retinanet-amd, or retinanet-path/to/file.py:CLASS for a loss of your own'), *WHERE,
          SEED, *SETTINGS, *MEANS, FORCE,
-         arg('--work-dir', type=Path, metavar='DIR', help='put the run here, outside the tables'),
-         arg('--resume', action='store_true', help='an error unless the run goes on from a checkpoint (it does so '
-                                                   'anyway where an interrupted run can go on)'),
-         arg('--gpus', type=int, metavar='N', help='train on N GPUs together; the same as --set gpus=N'),
-         arg('--amp', action='store_true', help="mixed precision as mmdet's --amp; the same as --set amp=fp16"),
-         arg('--cfg-options', nargs='+', default=[], metavar='KEY=VALUE',
-             help="change mmengine's config by dotted keys; needs --work-dir"))
+         *read.OF_RUN)
 def run(given: Words) -> None:
     """Train and evaluate one row (and its teacher, where that is missing)."""
     from amdlib.runs.run import Run
@@ -200,24 +194,9 @@ def run(given: Words) -> None:
         settings['amp'] = 'fp16'
     if given.gpus is not None:
         settings['gpus'] = given.gpus
-    wanted, options = Run.of(given.row, given.profile, given.seed, settings), _cfg_options(given.cfg_options)
+    wanted, options = Run.of(given.row, given.profile, given.seed, settings), read.cfg_options(given)
     train(wanted, read.store(given), force=given.force, resume=given.resume, work_dir=given.work_dir,
           cfg_options=options or None)
-
-
-def _cfg_options(words: list[str]) -> dict[str, Any]:
-    """As mmdet's tools read them, and also with dicts, such as those of vis_backends."""
-    from mmengine.config import DictAction
-
-    from amdlib.runs.recipe import parse
-    options = parse(words)
-    for word in words:
-        key, _, text = word.partition('=')
-        if isinstance(options[key], str) and '{' in text:
-            raise SettingError(f"--cfg-options: {text!r} is no Python literal, such as [{{'type': 'Name'}}]")
-        if '{' not in text:
-            options[key] = DictAction._parse_iterable(text)
-    return options
 
 
 @command(arg('targets', nargs='+', help='table1 ... table6, fig1, fig3, fig4, or all'), *OF_TARGETS, *MEANS, JOBS,
@@ -236,19 +215,19 @@ def _asked(given: Words) -> tuple[list[Target], Given]:
     from amdlib.runs.recipe import absolute
     asked = targets.Given(
         given.group, read.seeds(given), tuple(read.numbers(given.values)), absolute(read.settings(given)),
-        tuple(map(methods.absolute, given.methods)), getattr(given, 'force', False))
+        tuple(map(methods.absolute, given.methods)), getattr(given, 'force', False), given.arm, given.controls)
     return targets.find_targets(given.targets, given.group), asked
 
 
 @command(arg('row'), arg('option', help="of the row's method, such as phi, temperature or mask_ratio"),
-         arg('values', nargs='+'), *WHERE, SEEDS, *SETTINGS, *MEANS, JOBS, FORCE)
+         arg('values', nargs='+'), *WHERE, SEEDS, *SETTINGS, read.ARM, *MEANS, JOBS, FORCE)
 def sweep(given: Words) -> None:
     """Run a row with several values of one option, an executed notebook each."""
     from amdlib.runs.batch import run_missing
     from amdlib.runs.run import sweep_runs
     from amdlib.show import sweeps, tables
     runs = sweep_runs(given.row, given.option, read.numbers(given.values), given.profile, read.seeds(given),
-                      read.settings(given))
+                      read.settings(given), given.arm)
     store = read.store(given)
     folder = store.folder / f'sweep_{given.option}'
     run_missing([], store, force=given.force, executed={run: folder / f'{run.id}.ipynb' for run in runs})
@@ -295,15 +274,56 @@ def lab(given: Words) -> None:
     os.execve(sys.executable, [*words, *given.words], {**os.environ, 'PATH': path})
 
 
+# ---- the test bed -----------------------------------------------------------------------------------------------
+
+@command(*WHERE, GROUP, *SETTINGS, arg('--write', action='store_true', help='write bed.md and bed.csv too'),
+         arg('--no-masks', action='store_true', help="do not look at the teacher's masks, which takes a minute"))
+def bed(given: Words) -> None:
+    """Say from the records whether the test bed can tell methods apart: the teacher's lead, the spread over seeds,
+    clipped steps, distillation beside detection, masks."""
+    from amdlib.show.bed import Bed, write
+    groups, settings, store = read.groups(given), read.settings(given), read.store(given)
+    beds = [Bed(store, group, settings, not given.no_masks) for group in groups]
+    print('\n\n'.join(bed.markdown() for bed in beds))
+    if given.write:
+        print(f'\n{write(beds)}')
+
+
+@command(*WHERE, GROUP, read.ARM, *read.OF_CALIBRATION, *SETTINGS, *MEANS, JOBS, FORCE)
+def calibrate(given: Words) -> None:
+    """Choose one factor on all weights of each method, on validation pictures: train what is missing, write
+    calibration.md and calibration.csv."""
+    from amdlib.paper.profiles import find_profile
+    from amdlib.runs import calibrate
+    names = ' '.join(given.methods).replace(',', ' ').split()
+    asked = read.groups(given), given.arm, names, read.seeds(given)
+    calibrate.check(find_profile(given.profile), *asked)
+    store = read.store(given)
+    calibrate.calibrate(store, *asked, read.settings(given), force=given.force)
+    print(f'\n{calibrate.as_markdown(calibrate.read(store))}')
+
+
+@command(*WHERE, GROUP, read.OF_TEACHERS, *MEANS, JOBS, FORCE)
+def teachers(given: Words) -> None:
+    """Train the teachers that a profile ships, round them to half precision, evaluate them, and put them with their
+    records below data/teachers/ instead of older ones."""
+    from amdlib.runs import teachers
+    groups, seeds = read.groups(given) if given.group else [], read.seeds(given)
+    for file in teachers.make(read.store(given), groups, seeds, force=given.force):
+        print(file)
+
+
+@command(*WHERE)
+def pretrain(given: Words) -> None:
+    """Pre-train the small backbone that students start from, on single shapes, and put it with its record below
+    data/teachers/ instead of an older one."""
+    from amdlib.runs import pretrain
+    print(pretrain.make(read.store(given)))
+
+
 # ---- scale ------------------------------------------------------------------------------------------------------
 
-@command(arg('run', help="name of the run's folder, such as retinanet-amd-s0, or the folder"), *WHERE,
-         arg('--output', type=Path, metavar='DIR', help="default: export/ in the run's folder"),
-         arg('--onnx', action='store_true', help='also as ONNX, compared with torch (RetinaNet)'),
-         arg('--stale-ok', action='store_true', help='although the run would be made again now'),
-         arg('--set', action='append', default=[], metavar='KEY=FILE',
-             help='a weight file that the run was made with; repeatable'),
-         arg('--method', metavar='FILE.py:CLASS', help='the loss of your own that the run was made with'))
+@command(*read.OF_EXPORT)
 def export(given: Words) -> None:
     """Write the detector of a finished run as files for stock mmdet."""
     from amdlib.runs.recipe import parse
@@ -316,8 +336,8 @@ def export(given: Words) -> None:
 
 
 @command(arg('rows', nargs='*', help='default: all rows; teachers come along'),
-         arg('--data', required=True, metavar='DIR', help='COCO 2017, or a few images of it'), RESULTS, JOBS, DEVICE,
-         arg('--keep', action='store_true', help='leave weights and exported files, some 300 MB a row'))
+         arg('--data', required=True, metavar='DIR', help='COCO 2017, or a few images of it'), read.RESULTS, JOBS,
+         DEVICE, arg('--keep', action='store_true', help='leave weights and exported files, some 300 MB a row'))
 def dryrun(given: Words) -> None:
     """Run every row a few steps at the paper's full architectures with random weights; evaluate, export and read it
     again."""

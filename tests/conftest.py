@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.logging import MMLogger
+from mmengine.logging import MessageHub, MMLogger
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
@@ -38,6 +38,7 @@ def _quiet():
     """
     init_default_scope('mmdet')
     MMLogger.get_current_instance().setLevel('ERROR')
+    MessageHub.get_current_instance().update_info('epoch', 0)   # pictures are seeded by it, also outside of a runner
     log.handlers.clear()
     log.propagate = True
     log.setLevel(logging.INFO)
@@ -49,16 +50,29 @@ def _quiet():
 
 @pytest.fixture(scope='session')
 def dataset(tmp_path_factory):
-    """A made set of 8 training and 4 test images."""
-    return prepare('shapes', cache=tmp_path_factory.mktemp('data'), shapes=ShapesSpec(train_images=8, test_images=4,
-                                                                                             val_images=4))
+    """A made set of 8 training, 4 test and 3 validation images."""
+    return prepare('shapes', cache=tmp_path_factory.mktemp('data'),
+                   shapes=ShapesSpec(train_images=8, test_images=4, val_images=3))
 
 
 @pytest.fixture(scope='session')
 def tiny():
-    """The profile `mini` with 64x64 images, the narrowest networks and one epoch: a step takes a tenth of a second."""
+    """The profile `mini` with 64x64 images, the narrowest networks and one epoch: a step takes a tenth of a second.
+
+    As at `small`, the teacher looks at pictures beside the student, and its features are not scaled: see `bed`.
+    """
     return replace(PROFILES['mini'], image_px=(64, 64), batch_size=2, epochs={'student': 1}, student=Network(18, 8),
-                   teacher=Network(18, 16), neck_channels=64, head_convs=1, fc_channels=16, proposals=20, workers=0)
+                   teacher=Network(18, 16), neck_channels=64, head_convs=1, fc_channels=16, proposals=20, workers=0,
+                   shipped='', arm='inherit', reference_rms=None, keep_features=False)
+
+
+@pytest.fixture(scope='session')
+def bed(tiny):
+    """`tiny` with what `mini` has beyond it: teachers that may be shipped, kept and scaled features, students that
+    start alone."""
+    mini = PROFILES['mini']
+    return replace(tiny, shipped='data/teachers/tiny', arm=mini.arm, reference_rms=mini.reference_rms,
+                   keep_features=mini.keep_features)
 
 
 @pytest.fixture

@@ -271,6 +271,13 @@ def test_weights_looks_for_all_files_and_tells_what_is_missing(call, monkeypatch
       for wrong in ('tpu', 'cuda:x', 'cpu:1', 'cuda:')),
     (['cost', '--profile', 'paper', '--device', 'tpu'], ["device='tpu': expected cpu, cuda or cuda:N"]),
     (['job', 'gone.json'], ['gone.json: no job file']),
+    (['bed', '--group', 'yolo'], ["unknown group 'yolo'", 'retinanet, reppoints, faster_rcnn']),
+    (['teachers', '--group', 'yolo'], ["unknown group 'yolo'", 'retinanet, reppoints, faster_rcnn']),
+    (['teachers', '--seed', 'a'], ["seeds 'a': expected numbers"]),
+    (['calibrate', '--group', 'retinanet', '--seeds', '0 1'], ['seeds 0, 1: those below 100 are reported']),
+    (['calibrate', '--group', 'faster_rcnn', '--arm', 'inherit'], ['faster_rcnn is a two-stage pair']),
+    (['calibrate', '--group', 'retinanet', '--methods', 'amd amd-mask'],
+     ['retinanet-amd-mask takes the factor of amd']),
 ])
 def test_a_mistake_is_told_in_one_line(call, words, expected):
     status, out, err = call(*words)
@@ -279,6 +286,32 @@ def test_a_mistake_is_told_in_one_line(call, words, expected):
     assert len(err.splitlines()) == 1, err
     assert all(text in err for text in expected), err
     assert 'Traceback' not in out + err
+
+
+@pytest.mark.parametrize('command', ['teachers', 'pretrain'])
+def test_a_profile_that_ships_no_weights_is_told(call, coco_folder, command):
+    status, _, err = call(command, '--profile', 'small', '--data', coco_folder)
+    assert (status, err.splitlines()[-1]) == (1, 'error: profile small ships no weights: its teachers are trained with '
+                                                 'its runs, on the data that is given')
+
+
+def test_bed_says_what_is_not_there_yet_and_writes_it_where_asked(call, coco_folder, tmp_path):
+    words = ('bed', '--profile', 'small', '--data', coco_folder, '--results', tmp_path, '--group', 'retinanet')
+    status, out, _ = call(*words)
+    assert status == 0
+    assert '**Nothing is known yet.**' in out
+    assert not list(tmp_path.rglob('bed.*'))
+    assert call(*words, '--write')[0] == 0
+    assert {path.name for path in tmp_path.rglob('bed.*')} == {'bed.md', 'bed.csv'}
+
+
+def test_a_table_in_the_other_arm_with_controls_names_its_runs(call, coco_folder, tmp_path):
+    status, _, err = call('table', '--profile', 'small', '--data', coco_folder, '--group', 'retinanet', '--results',
+                          tmp_path / 'results', '--arm', 'alone', '--controls')
+    runs = table_runs('table1', 'small', 'retinanet', arm='alone', controls=True)
+    assert status == 1
+    assert len(runs) > len(table_runs('table1', 'small', 'retinanet'))
+    assert all(f'{run.id} (missing' in err for run in runs)
 
 
 def test_an_unknown_notebook_is_told_with_those_there_are(call, coco_folder):

@@ -54,7 +54,7 @@ def examine(*splits: Path) -> dict:
         if split.degenerate:   # COCO's own has some, so this is no error
             notes.append(f'{split.name}: {plural(len(split.degenerate), "degenerate box", "degenerate boxes")} '
                          f'kept in the file; mmdet skips them when it trains: {some(split.degenerate, "; ")}')
-    for (first, ann, images), (second, other_ann, other_images) in itertools.combinations(
+    for (first, ann, _), (second, other_ann, other_images) in itertools.combinations(
             zip(found.values(), splits[0::2], splits[1::2], strict=True), 2):
         if first is train and first.categories != second.categories:
             only = [f'{category} only in {mine.name}' for mine, other in ((first, second), (second, first))

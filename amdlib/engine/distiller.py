@@ -53,7 +53,7 @@ class Distiller(BaseModel):
         reference_rms: what the constants bring the teacher's features to; said here, not used.
         alone: each picture passes the teacher on its own, so that the other pictures of a step change no bit.
         kept: folder with the teacher's features of every picture (see `engine.kept`), instead of passing them again.
-        shuffled: a control: every picture gets the features of another one. Needs `kept`.
+        shuffled: a control: every picture gets the features of another one. Training then needs `kept`.
 
     Errors: ValueError when a level is missing or its feature maps do not fit, naming level and shapes, or the method
     is not known; RunError in training when a term of the loss is inf or nan, naming it.
@@ -87,9 +87,7 @@ class Distiller(BaseModel):
         self.scales = [1.0] * len(self.levels) if scales is None else [float(scale) for scale in scales]
         if len(self.scales) != len(self.levels) or not all(0 < scale < float('inf') for scale in self.scales):
             raise ValueError(f'scales={scales!r}: expected a positive number for each of the levels {self.levels}')
-        if shuffled and not kept:
-            raise ValueError('shuffled=True needs the kept features of all pictures')
-        self.kept = KeptFeatures(kept, shuffled) if kept else None
+        self.shuffled, self.kept = shuffled, KeptFeatures(kept, self.levels, shuffled) if kept else None
         self.measures_gradients = False     # set for a step by engine.runner.GradientHook
         self.inherited = _inherit(student, teacher, inherit)
         # names as in the public FGD and MGD checkpoints: distill_losses.loss_mgd_fpn_0.align.weight
@@ -134,7 +132,10 @@ class Distiller(BaseModel):
         for i, (term, loss) in zip(self.levels, zip(terms.values(), self.distill_losses.values(), strict=True),
                                    strict=True):
             losses[f'share_fpn_{i}'] = (term / total).detach()  # no 'loss' in the name: logged, not added up
-            losses |= {f'{name}_fpn_{i}': value for name, value in getattr(loss, 'told', {}).items()}
+            for name, value in getattr(loss, 'told', {}).items():
+                if 'loss' in name:
+                    raise ValueError(f'{self.method} tells {name!r}: what has loss in its name is added up')
+                losses[f'{name}_fpn_{i}'] = value.detach()
         distillation = sum(terms.values())
         losses['ratio'] = (distillation / detection.clamp(min=1e-12)).detach()
         if self.measures_gradients:
@@ -147,6 +148,8 @@ class Distiller(BaseModel):
             found = self.kept([int(sample.img_id) for sample in data_samples],
                               [bool(sample.get('flip')) for sample in data_samples], tuple(inputs.shape[2:]))
             return [feature.to(inputs.device) for feature in found]
+        if self.shuffled:
+            raise RunError('shuffled=True needs the kept features of all pictures')
         if not self.alone:
             return self.teacher_features(inputs)
         each = [self.teacher_features(picture) for picture in inputs.split(1)]
@@ -154,6 +157,8 @@ class Distiller(BaseModel):
 
     def _gradient(self, loss: Tensor) -> Tensor:
         """Norm of a loss's gradient on the student's backbone."""
+        if not loss.requires_grad:
+            return loss.new_zeros(())
         parameters = [p for p in self.student.backbone.parameters() if p.requires_grad]
         found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
         norms = [gradient.norm() for gradient in found if gradient is not None]

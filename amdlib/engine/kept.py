@@ -1,7 +1,8 @@
 """A teacher's features of every training picture, computed once: as the picture is, and flipped.
 
 Each picture passes alone, so that what is kept is to the bit what would be computed beside a student. Pictures must
-share one padded size. The folder holds `features.npy` (float32, 2 rows a picture, all levels flat) and `kept.json`.
+share one padded size. The folder holds `features.npy` (float32, 2 rows a picture, all levels flat) and `kept.json`;
+where the features are measured only, this card alone, and pictures may have any size.
 """
 from __future__ import annotations
 
@@ -34,20 +35,28 @@ class KeptFeatures:
 
     Args:
         folder: as `keep` left it.
+        levels: of the pyramid that are wanted, some of those that are kept; default: all.
         shuffled: give every picture another picture's features, the same one always and never its own.
+
+    Errors: RunError for levels that are not kept, and where there is no other picture.
     """
 
-    def __init__(self, folder: str | Path, shuffled: bool = False) -> None:
+    def __init__(self, folder: str | Path, levels: Sequence[int] | None = None, shuffled: bool = False) -> None:
         card = read_json(Path(folder) / CARD)
         self.shapes = [tuple(shape) for shape in card['shapes']]
         self.image_px = tuple(card['image_px'])
         self.features = np.load(Path(folder) / ARRAY, mmap_mode='r')
-        ids, half = card['image_ids'], len(card['image_ids']) // 2
-        moved = half or 1
-        self.row_of = {image: (place + moved) % len(ids) if shuffled else place for place, image in enumerate(ids)}
+        wanted, ids = card['levels'] if levels is None else levels, card['image_ids']
+        if unknown := [level for level in wanted if level not in card['levels']]:
+            raise RunError(f'no features are kept of level {unknown[0]}; kept are {card["levels"]}')
+        if shuffled and len(ids) == 1:
+            raise RunError('shuffled features need two training pictures or more')
+        self.places = [card['levels'].index(level) for level in wanted]
+        moved = len(ids) // 2 if shuffled else 0
+        self.row_of = {image: (place + moved) % len(ids) for place, image in enumerate(ids)}
 
     def __call__(self, image_ids: Sequence[int], flipped: Sequence[bool], image_px: tuple[int, int]) -> list[Tensor]:
-        """(N, C, H, W) of every level.
+        """(N, C, H, W) of every level that is wanted.
 
         Args:
             image_px: padded (height, width) of the pictures in the step.
@@ -61,25 +70,31 @@ class KeptFeatures:
             raise RunError(f'no features are kept of the picture with id {error}') from None
         flat = torch.from_numpy(self.features[rows])    # fancy indexing copies
         sizes = [int(np.prod(shape)) for shape in self.shapes]
-        return [part.reshape(len(rows), *shape) for part, shape in
-                zip(flat.split(sizes, dim=1), self.shapes, strict=True)]
+        levels = [part.reshape(len(rows), *shape) for part, shape in
+                  zip(flat.split(sizes, dim=1), self.shapes, strict=True)]
+        return [levels[place] for place in self.places]
 
 
-def keep_features(cfg: Config, weights: Path, levels: Sequence[int], folder: Path, key: dict[str, Any]) -> dict[str, Any]:
-    """Compute and keep a teacher's features of its training pictures; return the card: `feature_rms` by level, and so on.
+def keep_features(cfg: Config, weights: Path, levels: Sequence[int], folder: Path, key: dict[str, Any],
+                  measured_only: bool = False) -> dict[str, Any]:
+    """Compute and keep a teacher's features of its training pictures; return the card: `feature_rms` by level, and so
+    on.
 
     Args:
         cfg: of the teacher; its training data are the pictures.
         levels: of the pyramid, as `Distiller` compares them.
         key: what the features belong to; kept ones with the same key are taken as they are.
+        measured_only: the card is wanted and not the features.
     Errors: RunError for pictures of several sizes; WeightsError.
     """
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    key = {**key, 'levels': list(levels), 'device': device, 'measured_only': measured_only}
     if (folder / CARD).is_file() and (card := read_json(folder / CARD)).get('key') == key:
         return card
     with DefaultScope.overwrite_default_scope('mmdet'):
         teacher = MODELS.build(cfg.model)
         load_strictly(teacher, read_weights(weights), str(weights))
-        teacher.eval().requires_grad_(False)
+        teacher.to(device).eval().requires_grad_(False)
         names = [f'neck.fpn_convs.{i}.conv' for i in levels]
 
         def features_of(pixels: Tensor) -> list[Tensor]:
@@ -88,38 +103,42 @@ def keep_features(cfg: Config, weights: Path, levels: Sequence[int], folder: Pat
             return features
 
         with contextlib.redirect_stdout(io.StringIO()):     # pycocotools tells that it reads and indexes
-            return keep(features_of, teacher.data_preprocessor, cfg.train_dataloader.dataset, folder, key)
+            return keep(features_of, teacher.data_preprocessor, cfg.train_dataloader.dataset, levels, folder, key,
+                        measured_only)
 
 
-def keep(features_of: Callable[[Tensor], list[Tensor]], preprocessor: nn.Module, dataset: ConfigDict, folder: Path,
-         key: dict[str, Any]) -> dict[str, Any]:
+def keep(features_of: Callable[[Tensor], list[Tensor]], preprocessor: nn.Module, dataset: ConfigDict,
+         levels: Sequence[int], folder: Path, key: dict[str, Any], measured_only: bool = False) -> dict[str, Any]:
     """The same for any function from pixels (1, 3, H, W) to the features of every level, and a data set's Config."""
     plain = copy.deepcopy(dataset)
     plain.pipeline = [step for step in plain.pipeline if step.type not in LOOK]
     pictures = DATASETS.build(plain)
-    ids, shapes, squares, array, size = [], [], None, None, None
+    ids, shapes, squares, array, size = [], [], np.zeros(len(levels)), None, None
     folder.mkdir(parents=True, exist_ok=True)
     log.info(f'the teacher looks at {len(pictures)} training pictures, as they are and flipped')
-    with whole(folder / ARRAY) as beside:
+    with contextlib.ExitStack() as stack:
+        beside = None if measured_only else stack.enter_context(whole(folder / ARRAY))
         for place in range(len(pictures)):
             pixels, sample = _pixels(pictures[place], preprocessor)
             size = size or tuple(pixels.shape[2:])
-            if tuple(pixels.shape[2:]) != size:
+            if tuple(pixels.shape[2:]) != size and not measured_only:
                 raise RunError(f'features can be kept of pictures of one size only; there are {size} and '
                                f'{tuple(pixels.shape[2:])} px')
             ids.append(int(sample.img_id))
             for form, shown in enumerate((pixels, _flipped(pixels, sample.img_shape))):
-                levels = [level[0].float().cpu() for level in features_of(shown)]
+                features = [feature[0].float().cpu() for feature in features_of(shown)]
+                squares += [float(feature.double().square().mean()) for feature in features]
+                if beside is None:
+                    continue
                 if array is None:
-                    shapes = [tuple(level.shape) for level in levels]
-                    squares = np.zeros(len(shapes))
+                    shapes = [tuple(feature.shape) for feature in features]
                     array = np.lib.format.open_memmap(beside, 'w+', np.float32, (
-                        2 * len(pictures), sum(level.numel() for level in levels)))
-                array[2 * place + form] = torch.cat([level.flatten() for level in levels]).numpy()
-                squares += [float(level.double().square().mean()) for level in levels]
-        array.flush()
-        del array
-    card = {'key': key, 'image_ids': ids, 'shapes': shapes, 'image_px': list(size),
+                        2 * len(pictures), sum(feature.numel() for feature in features)))
+                array[2 * place + form] = torch.cat([feature.flatten() for feature in features]).numpy()
+        if array is not None:
+            array.flush()
+            del array
+    card = {'key': key, 'levels': list(levels), 'image_ids': ids, 'shapes': shapes, 'image_px': list(size),
             'feature_rms': [float(value) for value in np.sqrt(squares / (2 * len(ids)))]}
     write_json(folder / CARD, card)
     return card

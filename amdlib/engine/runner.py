@@ -105,6 +105,9 @@ class QuietRunner(Runner):
             inherit(built, read_weights(taken.weights), taken.parts)
         return built
 
+    def _init_model_weights(self) -> None:
+        """Done when the model was built."""
+
     def build_logger(self, *args, **kwargs) -> MMLogger:
         logger = super().build_logger(*args, **kwargs)
         for handler in logger.handlers:

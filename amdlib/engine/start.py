@@ -1,5 +1,5 @@
-"""How a student starts, the same in every row of a seed: its first weights, what it takes from a teacher, and from which
-random numbers each training step draws."""
+"""How a student starts, the same in every row of a seed: its first weights, what it takes from a teacher, and from
+which random numbers each training step draws."""
 from __future__ import annotations
 
 import contextlib

@@ -18,7 +18,8 @@ class FGDLoss(LevelLoss):
 
     foreground and background (`alpha_fgd`, `beta_fgd`): squared error weighted by the teacher's spatial and channel
     attention and by `box_masks`. attention (`gamma_fgd` over positions, `gamma_channel_fgd` over channels): L1
-    distance of the two sides' attentions. relation (`lambda_fgd`): squared error after a global-context block on each side. `temp` is the temperature.
+    distance of the two sides' attentions. relation (`lambda_fgd`): squared error after a global-context block on each
+    side. `temp` is the temperature.
     Needs `boxes` and `image_shapes`. The defaults are those of the public code's class; its configs set others for
     each pair of detectors (`PUBLISHED`).
     Shapes and errors: see `LevelLoss`; `ValueError` where boxes or image shapes are missing or malformed, or
@@ -28,8 +29,9 @@ class FGDLoss(LevelLoss):
 
     LABEL = 'FGD'
     # alpha, beta: sums over channels, normalised by the area of a box and the count of background positions (exact up
-    # to the border that box_masks adds to a box). gamma: sums over positions and over channels, each with its own
-    # weight here, which are one in the authors' code. lambda: a plain sum.
+    # to the border that box_masks adds to a box). lambda: a plain sum.
+    # DEVIATION FGD's gamma: sums over positions and over channels, each with its own weight here, which are one in the
+    # authors' code.
     WEIGHT_EXPONENTS = {'alpha_fgd': (1, 0), 'beta_fgd': (1, 0), 'gamma_fgd': (0, 1), 'gamma_channel_fgd': (1, 0),
                         'lambda_fgd': (1, 1)}
     # The authors' public configs, one a pair of detectors; all have temp=0.5.

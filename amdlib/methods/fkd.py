@@ -32,7 +32,7 @@ class FKDLoss(LevelLoss):
     """
 
     LABEL = 'FKD'
-    # L2 norms of C*H*W, C, H*W and C*H*W elements of each of N images.
+    # L2 norms of C*H*W, C, H*W and C*H*W elements of each of N images. ASSUMPTION FKD's batch: weights belong to N = 2.
     WEIGHT_EXPONENTS = {'feature_weight': (.5, .5, .5), 'channel_weight': (.5, 0, .5), 'spatial_weight': (0, .5, .5),
                         'nonlocal_weight': (.5, .5, .5)}
     PUBLISHED = {}      # mmrazor's FBKD has one set of values, the defaults; assumed for every pair of detectors

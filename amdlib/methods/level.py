@@ -30,7 +30,7 @@ class LevelLoss(nn.Module):
     `LABEL`: the method's name as tables print it (none: the class's name).
     `PUBLISHED`: the published options of a detector pair, by the pair's name, where they differ from the defaults.
 
-    `told` holds what a method has to say of its last call (0-d tensors by name), for the log.
+    `told` holds what a method has to say of its last call (0-d tensors by name, none with `loss` in it), for the log.
 
     Errors: `ValueError` where the features' shapes do not fit each other or the channels the loss was built for.
     """

@@ -62,8 +62,10 @@ PROFILES = {profile.name: profile for profile in (
     Profile('mini', (128, 128), 'shapes', 4, {'teacher': 48, 'student': 16},
             Network(18, 16), Network(18, 32), 64, 3e-3,
             head_convs=2, fc_channels=128, anchor_scale=0.5, proposals=64, workers=0,
+            # ASSUMPTION reference: 0.5, from the size of published terms
             shipped='data/teachers/mini', arm='alone', reference_rms=0.5, keep_features=True,
-            can_show='Scenes of shapes, narrow networks, minutes on a CPU.'),
+            can_show='Scenes of shapes, narrow networks, minutes on a CPU: whether a method teaches anything here, and '
+                     'whether methods differ by more than chance. It says nothing about COCO.'),
     Profile('small', (320, 320), 'folder', 8, {'student': 24, 'teacher': 36}, Network(18, 64), Network(50, 64), 128,
             5e-4, fc_channels=512, anchor_scale=0.5, proposals=300, workers=2,
             can_show='Real images, an ordinary ResNet-18 and ResNet-50 from scratch: it shows whether distillation '
@@ -91,8 +93,6 @@ def find_profile(name: str) -> Profile:
     if name not in PROFILES:
         raise SettingError(f'unknown profile {name!r}; expected one of: {", ".join(PROFILES)}')
     return PROFILES[name]
-
-
 
 
 def scale_weights(loss_class: type, options: dict, profile: Profile, images: int = 2, factor: float = 1.0) -> dict:

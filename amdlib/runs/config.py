@@ -58,7 +58,8 @@ def config(run: Run, dataset: Dataset | None = None, work_dir: str | Path = '',
     cfg = copy.deepcopy(get_config(row.group.student_config))
     settings = run.settings
     student = _detector(row.group.teacher_config if row.is_teacher else row.group.student_config, run, dataset,
-                        row.is_teacher, settings.get('backbone') or _shipped_backbone(run))
+                        row.is_teacher, settings.get('backbone') or _shipped_backbone(run),
+                        pretrained=row.name != 'untrained')
     cfg.model = student
     if row.kind == 'inherit':
         cfg.inherit = dict(parts=run.inherits, weights=taught and str(taught.weights))
@@ -214,7 +215,9 @@ def _set_schedule(cfg: Config, run: Run) -> None:
         cfg.optim_wrapper.optimizer = ConfigDict(type='AdamW', lr=settings.get('lr', run.profile.lr),
                                                  weight_decay=0.05)
         if run.recipe.optimizer == 'sgd':   # mmdet's own of the student, whatever it is at the paper's scale
-            cfg.optim_wrapper.optimizer = copy.deepcopy(get_config(run.row.group.student_config).optim_wrapper.optimizer)
+            cfg.optim_wrapper.optimizer = copy.deepcopy(get_config(
+                run.row.group.student_config).optim_wrapper.optimizer)
+            cfg.optim_wrapper.optimizer.lr = settings.get('lr', cfg.optim_wrapper.optimizer.lr)
         cfg.param_scheduler = [
             dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=50),
             dict(type='CosineAnnealingLR', T_max=run.epochs, eta_min=0, by_epoch=True, convert_to_iter_based=True)]
@@ -262,8 +265,8 @@ def describe_lr(run: Run, given: float, used: float) -> str:
 _NOT_SETTINGS = {'work_dir', 'num_workers', 'persistent_workers', 'resume', 'load_from', 'launcher', 'visualizer',
                  'vis_backends', 'log_processor', 'log_level', 'env_cfg', 'default_hooks', 'custom_hooks',
                  'custom_imports', 'experiment_name', 'data_root', 'data_prefix', 'ann_file', 'teacher_weights',
-                 'dataset_type', 'train_pipeline', 'test_pipeline', 'backend_args', 'test_evaluator', 'detections',
-                 'scales', 'kept', 'weights'}     # of features: they follow from the teacher and the reference
+                 'dataset_type', 'train_pipeline', 'test_pipeline', 'backend_args', 'test_evaluator', 'detections'}
+_OF_TEACHER = {'model': ('scales', 'kept'), 'inherit': ('weights',)}    # follow from it; it is fingerprinted
 
 
 def settings_hash(cfg: Config) -> str:
@@ -274,4 +277,9 @@ def settings_hash(cfg: Config) -> str:
         if isinstance(value, (list, tuple)):
             return [plain(item) for item in value]
         return Path(value).name if isinstance(value, str) and value.startswith('/') else value
-    return digest(json.dumps(plain(cfg.to_dict()), sort_keys=True))
+    content = cfg.to_dict()
+    for part, keys in _OF_TEACHER.items():
+        content[part] = {key: value for key, value in content.get(part, {}).items() if key not in keys}
+        if not content[part]:
+            del content[part]
+    return digest(json.dumps(plain(content), sort_keys=True))

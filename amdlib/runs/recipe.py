@@ -51,8 +51,8 @@ class Recipe:
     # weight files, at `paper` also the folder that holds the published one; their content is hashed into the record
     backbone: str | None = _setting(None, 'file', 'first weights of the backbone')
     checkpoint: str | None = _setting(None, 'file', 'a whole detector, evaluated and not trained', ('teacher',))
-    teacher_backbone: str | None = _setting(None, 'file', "first weights of the teacher's backbone", ('method',))
-    teacher_checkpoint: str | None = _setting(None, 'file', 'a whole teacher instead of a trained one', ('method',))
+    teacher_backbone: str | None = _setting(None, 'file', "first weights of the teacher's backbone", TAUGHT)
+    teacher_checkpoint: str | None = _setting(None, 'file', 'a whole teacher instead of a trained one', TAUGHT)
     teachers: str = _setting('shipped', 'choice', 'shipped, or fresh: trained here', with_teacher=True)
     teacher_seed: int = _setting(0, 'int', "the teacher's seed", TAUGHT)
     inherit: bool | None = _setting(None, 'bool', "start from the teacher's neck and head; the profile's arm",
@@ -179,7 +179,8 @@ def own_settings(row: Row, settings: Mapping[str, Any]) -> dict[str, Any]:
     if row.is_teacher:
         return {key.removeprefix('teacher_'): value for key, value in given.items()
                 if key in WITH_TEACHER or key.startswith('teacher_') and key != 'teacher_seed'}
-    return {key: value for key, value in given.items() if row.kind in _KNOWN[key][1]}
+    return {key: value for key, value in given.items() if row.kind in _KNOWN[key][1]
+            and (key != 'inherit' or row.group.one_stage)}
 
 
 def absolute(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -210,18 +211,36 @@ def _checked(row: Row, profile: Profile, key: str, kind: str, value: Any) -> Any
         word = {'True': 'fp16', 'False': 'off'}.get(str(value), value) if known is PRECISIONS else value
         if word not in known:
             raise SettingError(f'{key}={value!r}: expected one of {", ".join(known)}')
-        return word
+        return _choice(profile, key, word)
     if kind == 'levels':
         found = tuple([value] if isinstance(value, int) else value)
         if not found or not set(found) <= set(row.group.levels):
             raise SettingError(f'{key}={value!r}: expected some of {", ".join(map(str, row.group.levels))}')
-        return found
+        found = tuple(level for level in row.group.levels if level in found)
+        return None if found == row.group.levels else found
     if kind == 'file':
         return str(_file(row, profile, key, Path(str(value))).resolve())
     value = _as_kind(key, kind, value)
     if kind in ('int', 'float') and not 0 < value < math.inf:      # the seed's 0 is its default
         raise SettingError(f'{key}={value!r}: expected a positive number')
+    if key == 'inherit' and not row.group.one_stage:
+        if value:
+            raise SettingError(f'{row.id}: inherit={value}: a two-stage student of a method starts alone')
+        return None
     return value
+
+
+def _choice(profile: Profile, key: str, word: str) -> str | None:
+    """A choice as this profile has it. Errors: SettingError where it does not."""
+    if key == 'teachers' and not profile.shipped:
+        if profile.published:
+            raise SettingError(f'teachers={word}: teachers of profile {profile.name} are published, none is trained')
+        return _DEFAULTS[key]       # they are trained here whatever is said
+    if key == 'optimizer' and profile.lr is None:
+        if word != 'sgd':
+            raise SettingError(f'optimizer={word}: profile {profile.name} trains with the SGD of mmdet')
+        return None
+    return word
 
 
 def _as_kind(key: str, kind: str, value: Any) -> Any:

@@ -13,7 +13,7 @@ from amdlib.paper.profiles import Profile, find_profile, scale_weights
 from amdlib.paper.rows import Row, find_row
 from amdlib.paper.tables import Table, find_table
 from amdlib.runs.originals import published_url
-from amdlib.runs.recipe import Recipe, own_settings
+from amdlib.runs.recipe import SETTINGS, Recipe, own_settings
 from amdlib.weights import published
 from amdlib.weights.published import Sources
 
@@ -71,8 +71,10 @@ class Run:
         if not self.row.taught_by:
             return None
         settings = self.recipe.for_teacher()
-        if self.profile.shipped and self.recipe.teachers == 'shipped':  # no setting of the student reaches it
-            settings = {key: value for key, value in settings.items() if key == 'checkpoint'}
+        if self.row.taught_by == 'untrained':
+            settings = {}
+        elif self.profile.shipped and self.recipe.teachers == 'shipped':    # no setting of the student reaches it
+            settings = {key: value for key, value in settings.items() if f'teacher_{key}' in SETTINGS}
         return Run.of(f'{self.row.group.name}-{self.row.taught_by}', self.profile, self.recipe.teacher_seed, settings)
 
     @property
@@ -93,7 +95,7 @@ class Run:
     @property
     def reference_rms(self) -> float | None:
         """What the teacher's features are scaled to before the loss sees them; None: not scaled."""
-        return self.recipe.reference or self.profile.reference_rms
+        return (self.recipe.reference or self.profile.reference_rms) if self.row.method else None
 
     @property
     def levels(self) -> tuple[int, ...]:
@@ -120,7 +122,7 @@ class Run:
             return {}
         if self.profile.published:
             return {key: published_url(self.row, key)}
-        if not self.profile.shipped or self.row.is_teacher and self.recipe.teachers == 'fresh':
+        if not self.profile.shipped or self.row.is_teacher and self.settings:   # it is trained, as they say
             return {}
         name = f'{self.row.group.name}-teacher-s{self.seed}' if self.row.is_teacher else 'backbone'
         file = shipped_file(self.profile.shipped, name)
@@ -166,8 +168,9 @@ def table_runs(table: str | Table, profile: str | Profile, group: str | None = N
         raise SettingError(f'profile {profile.name} makes no tables: its networks are random and its numbers mean '
                            'nothing')
     seeds = _seeds(seeds)
-    return [Run.of(row, profile, seed, {**own_settings(row, settings or {}), **arm_settings(row, profile, arm)})
-            for row in table.rows(group) for seed in ([0] if row.is_teacher else seeds)]
+    return [run for row in table.rows(group) for run in (
+        [_teacher_of(row.group.name, profile, settings)] if row.name == 'teacher' else
+        [Run.of(row, profile, seed, _settings(row, profile, settings, arm)) for seed in seeds])]
 
 
 def arm_settings(row: Row, profile: Profile, arm: str | None) -> dict[str, Any]:
@@ -189,7 +192,9 @@ def row_runs(group: str, names: Iterable[str], profile: str | Profile, seed: int
     Errors: SettingError for an unknown row or setting.
     """
     rows = [find_row(f'{group}-{name}') for name in dict.fromkeys(names)]
-    return [Run.of(row, profile, 0 if row.is_teacher else seed, own_settings(row, settings or {})) for row in rows]
+    profile = find_profile(profile) if isinstance(profile, str) else profile
+    return [_teacher_of(group, profile, settings) if row.name == 'teacher' else
+            Run.of(row, profile, 0 if row.is_teacher else seed, own_settings(row, settings or {})) for row in rows]
 
 
 def sweep_runs(row: str, option: str, values: Iterable[Any], profile: str | Profile, seeds: Iterable[int] = (0,),
@@ -204,7 +209,7 @@ def sweep_runs(row: str, option: str, values: Iterable[Any], profile: str | Prof
     profile = find_profile(profile) if isinstance(profile, str) else profile
     if not values:
         raise SettingError(f'no values of {option} given: expected some, such as 0.5 1.0')
-    own = {**own_settings(found, settings or {}), **arm_settings(found, profile, arm)}
+    own = _settings(found, profile, settings, arm)
     runs = [Run.of(found, profile, seed, {**own, option: value}) for value in values for seed in _seeds(seeds)]
     return list(dict.fromkeys(runs))
 
@@ -225,6 +230,18 @@ def shipped_file(folder: str, name: str) -> Path | None:
     if len(found) > 1:
         raise SettingError(f'{folder}: more than one {name}: {", ".join(file.name for file in found)}; keep one')
     return found[0].relative_to(ROOT) if found else None
+
+
+def _settings(row: Row, profile: Profile, settings: Mapping[str, Any] | None, arm: str | None) -> dict[str, Any]:
+    if arm and (settings or {}).get('inherit') is not None:
+        raise SettingError(f'arm={arm} and inherit={settings["inherit"]}: give one of them')
+    return {**own_settings(row, settings or {}), **arm_settings(row, profile, arm)}
+
+
+def _teacher_of(group: str, profile: Profile, settings: Mapping[str, Any] | None) -> Run:
+    """The teacher that a table's students learn from, with all these settings."""
+    student = find_row(f'{group}-amd')
+    return Run.of(student, profile, 0, own_settings(student, settings or {})).teacher()
 
 
 def _seeds(seeds: Iterable[int]) -> list[int]:

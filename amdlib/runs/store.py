@@ -142,10 +142,11 @@ class Store:
         for run, found in states.items():
             record = found.record
             lines.append({'group': run.row.group.name, 'row': run.row.name, 'label': run.row.label, 'arm': run.arm,
-                          'seed': run.seed, **record['numbers'], 'run': run.id, 'settings_hash': record['settings_hash'],
-                          'data': record['data']['fingerprint'], 'commit': record['code']['commit'],
-                          'clean': record['code']['clean'], 'train_s': record['train_s'], 'device': record['device'],
-                          'machine': told_machine(record), 'note': found.note})
+                          'seed': run.seed, **record['numbers'], 'run': run.id,
+                          'settings_hash': record['settings_hash'], 'data': record['data']['fingerprint'],
+                          'commit': record['code']['commit'], 'clean': record['code']['clean'],
+                          'train_s': record['train_s'], 'device': record['device'], 'machine': told_machine(record),
+                          'note': found.note})
         return pd.DataFrame(lines)
 
     def command(self, run: Run) -> str:

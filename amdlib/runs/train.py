@@ -22,16 +22,17 @@ from amdlib.engine import checkpoints, kept, processes
 from amdlib.engine.training import Task, disk_is_full, evaluate, train_and_test
 from amdlib.errors import RunError
 from amdlib.files import locked, read_json, sha256, write_json
-from amdlib.runs import fingerprints, teacher_check
+from amdlib.runs import fingerprints, teacher_check, watch
 from amdlib.runs.config import Taught, config, describe_lr, settings_hash
 from amdlib.runs.device import check_it_fits, full_gpu
 from amdlib.runs.progress import ProgressReport, training_process
 from amdlib.runs.run import Run
-from amdlib.runs.store import RECORD, Store
+from amdlib.runs.store import RECORD, WEIGHTS, Store
 from amdlib.words import log, minutes
 
 FORMAT = 2                      # of a record; 1 had its config as text
 UNFINISHED = 'unfinished.json'  # what an interrupted run was made with
+FEATURES = 'features'           # folder of a teacher's kept features
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,8 @@ def train(run: Run, store: Store, *, force: bool = False, resume: bool = False, 
     check_it_fits(run, len(coco_images(store.dataset.train_ann)), store.dataset.name)
     if (pid := training_process(folder)) not in (None, os.getpid()):    # an earlier failure of this one is over
         raise RunError(f'{run.id}: process {pid} is training it in {folder}')
+    if run.row.shuffled and not run.profile.keep_features:
+        raise RunError(f'{run.id} needs the kept features of all pictures; profile {run.profile.name} keeps none')
     teacher = run.teacher()
     taught_by = train(teacher, store) if teacher else None
     folder.mkdir(parents=True, exist_ok=True)
@@ -78,7 +81,9 @@ def train(run: Run, store: Store, *, force: bool = False, resume: bool = False, 
         files = run.find_files(store.means.sources)
         hashes = {key: sha256(path) for key, path in files.items()}
         checked = teacher_check.check(run, store, taught_by, files, hashes, evaluate, report)
-        taught = taught_by and _taught(teacher, store, taught_by)
+        taught = taught_by and _taught(run, store, taught_by)
+    if taught_by:
+        watch.warn_of_teacher(run, store)
     ready = _prepare(run, store, folder, taught, files, hashes, cfg_options)
     checkpoint = None if force else _interrupted(ready, resume)
     if checkpoint is None:
@@ -94,15 +99,16 @@ def train(run: Run, store: Store, *, force: bool = False, resume: bool = False, 
     code = fingerprints.commit()
     task = Task(run.id, ready.cfg, folder, files, {
         'run': run.id, 'profile': run.profile.name, 'classes': list(store.dataset.classes), **code}, report,
-        run.recipe.gpus, TellLr(run))
+        run.recipe.gpus, TellLr(run), (watch.BedWatch.of(run),))
     with _failure_told(run, folder, report):
         outcome = processes.launch(task, task.gpus, folder / 'mmengine') if task.gpus > 1 else train_and_test(task)
     record = {**_identity(run, files), 'config': config_data, 'code': code, **ready.made_with, **outcome,
               'gpus': run.recipe.gpus, 'host': platform.platform(), 'machine': fingerprints.machine(),
-              'teacher_check': checked, 'arm': run.arm, 'reference_rms': run.reference_rms}
+              'teacher_check': checked, 'arm': run.arm, 'reference_rms': run.reference_rms,
+              'bed': watch.take_summary(folder / 'mmengine')}
     if run.row.is_teacher and run.profile.keep_features:
         with _failure_told(run, folder, report):
-            record['feature_rms'] = _keep_features(run, store, record['weights_sha256'])['feature_rms']
+            record['feature_rms'] = _keep_features(run, store, folder, record['weights_sha256'])['feature_rms']
     write_json(folder / RECORD, record)
     # weights.pth is what is kept; checkpoints serve an unfinished run only
     for unfinished in [folder / UNFINISHED, *(folder / 'mmengine').glob('*.pth'),
@@ -113,25 +119,24 @@ def train(run: Run, store: Store, *, force: bool = False, resume: bool = False, 
     return record
 
 
-def _taught(teacher: Run, store: Store, record: dict[str, Any]) -> Taught:
-    """What a student takes from its teacher; the teacher's features are kept again where they are gone."""
-    if not teacher.profile.keep_features:
-        return Taught(store.weights(teacher), None, tuple(record.get('feature_rms', ())))
-    card = _keep_features(teacher, store, record['weights_sha256'])
-    return Taught(store.weights(teacher), _kept_folder(teacher, store), tuple(card['feature_rms']))
+def _taught(run: Run, store: Store, record: dict[str, Any]) -> Taught:
+    """What a student takes from its teacher, whose record is given; features that are gone are kept again."""
+    teacher = run.teacher()
+    folder, keeps = store.run_folder(teacher), run.profile.keep_features
+    if not run.row.method or not keeps and run.reference_rms is None:
+        return Taught(store.weights(teacher))
+    card = _keep_features(teacher, store, folder, record['weights_sha256'])
+    return Taught(store.weights(teacher), folder / FEATURES if keeps else None, tuple(card['feature_rms']))
 
 
-def _kept_folder(teacher: Run, store: Store) -> Path:
-    return store.run_folder(teacher) / 'features'
-
-
-def _keep_features(teacher: Run, store: Store, weights_sha256: str) -> dict[str, Any]:
-    """Have a teacher's features of the training pictures kept, once, whoever asks first."""
-    folder, cfg = _kept_folder(teacher, store), config(teacher, store.dataset)
+def _keep_features(teacher: Run, store: Store, folder: Path, weights_sha256: str) -> dict[str, Any]:
+    """Have the features of a teacher in this folder kept, or at other profiles measured: once, whoever asks first."""
+    cfg = config(teacher, store.dataset)
     key = {'weights_sha256': weights_sha256, 'data': store.dataset.fingerprint, 'image_px': teacher.profile.image_px,
            'machine': fingerprints.machine(), 'torch': fingerprints.versions()['torch']}
-    with locked(folder.parent / '.features.lock', f'{teacher.id}: waiting for another process that keeps its features'):
-        return kept.keep_features(cfg, store.weights(teacher), teacher.row.group.levels, folder, plain(key))
+    with locked(folder / '.features.lock', f'{teacher.id}: waiting for another process that looks at its features'):
+        return kept.keep_features(cfg, folder / WEIGHTS, teacher.row.group.levels, folder / FEATURES, plain(key),
+                                  measured_only=not teacher.profile.keep_features)
 
 
 def plain(value: Any) -> Any:
@@ -224,9 +229,6 @@ def _failure_told(run: Run, folder: Path, report: ProgressReport) -> Iterator[No
 
 
 def _set_workers(cfg: Config, workers: int) -> None:
-    if cfg.train_dataloader.dataset.pipeline[0].type != 'SeedPicture':
-        raise RunError(f'workers={workers}: at this profile the training process reads its own pictures; others '
-                       'would change how they are flipped, and so the numbers')
     for loader in (cfg.train_dataloader, cfg.test_dataloader):
         loader.num_workers = workers
 

@@ -38,11 +38,15 @@ def save(figure: Figure, stem: Path) -> None:
 
 
 def differences(cells: pd.DataFrame) -> Figure:
-    """Difference in mAP to the table's reference, a panel a group, here and in the paper (cells: `tables.tidy`)."""
+    """Difference in mAP to the row that each is compared with, a panel a group, here with its 95 % interval and in the
+    paper (cells: `tables.tidy`)."""
     table = table_numbered(cells.table.iloc[0])
-    of_reference = cells.label[cells.row == table.reference]
+    cells = cells[cells.metric == 'mAP']
+    labels = dict(zip(cells.row, cells.label, strict=True))
     # beside an ablation's differences the baseline's would be all that one sees
-    cells = cells[(cells.metric == 'mAP') & cells.difference.notna() & (cells.row != 'baseline')]
+    cells = cells[cells.difference.notna() & (cells.row != 'baseline')]
+    over = [labels.get(row, row) for row in dict.fromkeys(cells.reference)] or [labels.get(table.reference,
+                                                                                           table.reference)]
     groups = list(cells.group.unique()) or ['']     # where nothing is compared, an empty panel
     with plt.rc_context(STYLE):
         width = max(3.4, 0.8 + 0.62 * len(cells) + 0.2 * len(groups))
@@ -53,16 +57,44 @@ def differences(cells: pd.DataFrame) -> Figure:
             if lines.empty:
                 continue
             at = range(len(lines))
-            spread = lines.sd if lines.sd.notna().all() else None
-            axis.bar([x - 0.2 for x in at], lines.difference, 0.38, yerr=spread, color=COLOURS['ours'],
-                     label='here' if spread is None else 'here (± sd over seeds)')
+            axis.bar([x - 0.2 for x in at], lines.difference, 0.38, yerr=_ends(lines), color=COLOURS['ours'],
+                     capsize=2, label=f'here{_meaning(cells)}')
             axis.bar([x + 0.2 for x in at], lines.paper_difference, 0.38, color=COLOURS['paper'],
                      label='paper (COCO)')
             axis.axhline(0, color='black', linewidth=0.8)
             axis.set_xticks(list(at), [label.replace(' ', '\n', 1) for label in lines.label])
             axis.set_title(find_group(group).student_label, fontsize=9)
-        axes[0][0].set_ylabel(f'mAP minus {table.reference if of_reference.empty else of_reference.iloc[0]} (points)')
+        axes[0][0].set_ylabel(f'mAP minus {" or ".join(over)} (points)')
         figure.legend(*axes[0][0].get_legend_handles_labels(), loc='outside lower center', ncols=2, frameon=False)
+    return figure
+
+
+def _ends(lines: pd.DataFrame) -> list[pd.Series] | None:
+    """How far intervals reach below and above; None where no line has one."""
+    return None if lines.low.isna().all() else [lines.difference - lines.low, lines.high - lines.difference]
+
+
+def _meaning(cells: pd.DataFrame) -> str:
+    """Of the intervals of a tidy table."""
+    asked = [words for question, words in (('B', 'seeds'), ('A', 'test images')) if question in set(cells.question)]
+    return f' (95 % over {" or ".join(asked)})' if asked else ''
+
+
+def intervals(lines: pd.DataFrame, x_label: str) -> Figure:
+    """Differences with their intervals, a line each, from top to bottom.
+
+    Args:
+        lines: comparison (text), difference, low, high; without an interval the difference is drawn alone.
+    """
+    with plt.rc_context({**STYLE, 'axes.grid.axis': 'x'}):
+        figure, axis = plt.subplots(figsize=(6, 0.8 + 0.32 * max(1, len(lines))), layout='constrained')
+        at = range(len(lines))
+        axis.errorbar(lines.difference, list(at), xerr=_ends(lines), fmt='o', markersize=4, capsize=3,
+                      color=COLOURS['ours'])
+        axis.axvline(0, color='black', linewidth=0.8)
+        axis.set_yticks(list(at), lines.comparison)
+        axis.set_ylim(len(lines) - 0.5, -0.5)
+        axis.set_xlabel(x_label)
     return figure
 
 

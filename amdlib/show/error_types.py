@@ -27,8 +27,9 @@ import pandas as pd
 from pycocotools import mask
 from pycocotools.cocoeval import COCOeval
 
+from amdlib.engine.coco import evaluated
 from amdlib.errors import SettingError
-from amdlib.show.stats import RECALLS, Matches, evaluated
+from amdlib.show.stats import RECALLS, Matches
 
 TYPES = ('classification', 'localisation', 'both', 'duplicate', 'background', 'missed')
 
@@ -81,8 +82,8 @@ def find_errors(ann_file: str | Path, detections: list[dict], foreground: float 
     """
     if not 0 < background < foreground < 1:
         raise SettingError(f'0 < background < foreground < 1 is needed, not {background} and {foreground}')
-    evaluation = evaluated(ann_file, detections, {
-        'iouThrs': np.array([foreground]), 'areaRng': [[0, 1e10]], 'areaRngLbl': ['all'], 'maxDets': [100]})
+    evaluation = evaluated(ann_file, detections, iouThrs=np.array([foreground]), areaRng=[[0, 1e10]],
+                           areaRngLbl=['all'], maxDets=[100])
     found, ids = _found(evaluation, foreground, background)
     ap = _ap(found)
     lines = [{'type': kind, 'count': int(found.missed.sum() if kind == 'missed' else (found.kind == kind).sum()),

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.special import nctdtrinc, stdtr, stdtrit
+from scipy.special import nctdtr, nctdtrinc, stdtr, stdtrit
 
 from amdlib.errors import SettingError
 from amdlib.show.stats import Matches, resampled
@@ -155,13 +155,34 @@ def holm(pvalues: Sequence[float]) -> list[float]:
     return adjusted[np.argsort(order, kind='stable')].tolist()
 
 
-def family(comparisons: Mapping[str, Comparison]) -> pd.DataFrame:
-    """The planned comparisons, a line each, with p of the t test adjusted by Holm and verdicts that hold for all."""
-    adjusted = holm([one.p for one in comparisons.values()])
+def family(comparisons: Mapping[str, Comparison], others: int = 0) -> pd.DataFrame:
+    """The planned comparisons, a line each, with p of the t test adjusted by Holm and verdicts that hold for all.
+
+    Args:
+        others: how many more belong to the family and cannot be judged yet; they count as never rejected.
+    """
+    adjusted = holm([*(one.p for one in comparisons.values()), *[1.] * others])[:len(comparisons)]
     return pd.DataFrame([{
         'comparison': name, 'n': one.n, 'difference': one.mean, 'sd': one.sd, 'low': one.low, 'high': one.high,
         'p': one.p, 'p_holm': p, 'p_sign_flip': one.p_sign_flip, 'smallest_p': one.smallest_p, 'visible': one.visible,
         'verdict': one.told(p)} for (name, one), p in zip(comparisons.items(), adjusted, strict=True)])
+
+
+def power(difference: float, sd: float, n: int) -> float:
+    """Share of experiments with n seeds whose interval lies on the true difference's side of 0, where paired
+    differences spread by `sd`. Errors: SettingError for fewer than two seeds or no spread."""
+    if n < 2 or not sd > 0:
+        raise SettingError(f'n={n}, sd={sd}: expected two seeds or more and a spread above 0')
+    quantile = stdtrit(n - 1, (1 + LEVEL) / 2)
+    return float(1 - nctdtr(n - 1, abs(difference) * np.sqrt(n) / sd, quantile))
+
+
+def visible(sd: float, n: int) -> float:
+    """The smallest true difference that n seeds show with 80 % power, where paired differences spread by `sd`.
+    Errors: SettingError for fewer than two seeds or no spread."""
+    if n < 2 or not sd > 0:
+        raise SettingError(f'n={n}, sd={sd}: expected two seeds or more and a spread above 0')
+    return _visible(sd / np.sqrt(n), n - 1)
 
 
 def _checked(differences: Sequence[float]) -> np.ndarray:

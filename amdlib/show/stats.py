@@ -8,9 +8,7 @@ pycocotools' order within a tie then counts; weights keep "all weights doubled c
 """
 from __future__ import annotations
 
-import contextlib
 import functools
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +16,10 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval, Params
+from pycocotools.cocoeval import Params
 from scipy.special import stdtrit
 
-from amdlib.engine.coco import METRICS
+from amdlib.engine.coco import METRICS, evaluated
 from amdlib.errors import SettingError
 
 _PARAMS = Params(iouType='bbox')
@@ -167,23 +164,6 @@ class Matches:
 
     def __getstate__(self) -> dict:
         return {'images': self.images, 'classes': self.classes}  # what is derived is quickly made again
-
-
-def evaluated(ann_file: str | Path, detections: list[dict], params: dict | None = None) -> COCOeval:
-    """pycocotools' evaluation, every image matched, as `engine.coco.coco_numbers` does it; `params` are set on it."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO(str(ann_file))
-        found = COCO()
-        if detections:
-            found = truth.loadRes([dict(detection) for detection in detections])  # it writes into them
-        else:  # loadRes refuses an empty list
-            found.dataset = {**{key: truth.dataset[key] for key in ('images', 'categories')}, 'annotations': []}
-            found.createIndex()
-        evaluation = COCOeval(truth, found, 'bbox')
-        for name, value in (params or {}).items():
-            setattr(evaluation.params, name, value)
-        evaluation.evaluate()
-    return evaluation
 
 
 def _class_matches(cells: np.ndarray) -> ClassMatches:

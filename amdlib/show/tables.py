@@ -1,8 +1,9 @@
 """Tables beside the paper's numbers: records in, tidy and readable tables out; and words for a run.
 
-A *tidy* table has one line a cell: table, group, row, label, metric, ours and sd (over seeds, percent), seeds,
-difference (to the table's reference row), paper, paper_difference, and the runs behind it (runs, settings_hash, data,
-commit). A row that the paper lacks, a control or a loss of your own, is a line without its numbers.
+A *tidy* table has one line a cell: table, group, row, label, metric, ours and sd (over seeds, percent), seeds; the
+difference to the row `reference` (mean over n pairs of one seed each), low and high of its 95 % interval, the question
+that this answers (`verdicts`), verdict, left_out (runs that have no partner); paper, paper_difference; and the runs
+behind it (runs, settings_hash, data, commit). A row that the paper lacks is a line without its numbers.
 """
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ from amdlib.paper.tables import TABLES, Table, find_table, table_numbered
 from amdlib.runs.config import config
 from amdlib.runs.run import Run
 from amdlib.runs.store import Store
+from amdlib.show.intervals import OnImages
 from amdlib.show.values import assumptions
+from amdlib.show.verdicts import Pairs, explained, interval, judge, pair_up, told
 from amdlib.words import log, minutes, number, plural
 
 if TYPE_CHECKING:
@@ -43,12 +46,15 @@ class Comparison:
     Args:
         table: its name, or the table itself.
         runs: of `table_runs`; all of them must be done.
+        resamples: of the test images, for lines of one seed, some seconds each at the first time; 0 leaves them
+            without an interval.
     Errors: RunError, at the first use, naming every run that is not done.
     """
 
-    def __init__(self, table: str | Table, store: Store, runs: Iterable[Run]) -> None:
+    def __init__(self, table: str | Table, store: Store, runs: Iterable[Run], resamples: int = 1000) -> None:
         self.table = find_table(table) if isinstance(table, str) else table
         self.store, self.runs = store, list(runs)
+        self.on_images = OnImages(store, self.runs, resamples) if resamples else None
 
     @functools.cached_property
     def records(self) -> pd.DataFrame:
@@ -58,7 +64,7 @@ class Comparison:
     @functools.cached_property
     def cells(self) -> pd.DataFrame:
         """The tidy table."""
-        return tidy(self.table, self.records)
+        return tidy(self.table, self.records, self.on_images)
 
     @functools.cached_property
     def notes(self) -> str:
@@ -66,7 +72,7 @@ class Comparison:
         return reading_notes(self.cells, self.store, self.records)
 
     def figure(self) -> Figure:
-        """Differences in mAP, here and in the paper."""
+        """Differences in mAP with their intervals, here and in the paper."""
         return self._figure
 
     @functools.cached_property
@@ -84,7 +90,7 @@ class Comparison:
     def check(self) -> None:
         """RunError where a number does not follow from the stored detections, or the records are others by now."""
         check_numbers(self.runs, self.store)
-        if not tidy(self.table, self.store.collect(self.runs)).equals(self.cells):
+        if not tidy(self.table, self.store.collect(self.runs), self.on_images).equals(self.cells):
             raise RunError(f'{self.table.name}: its runs have other records by now; make the table again')
 
     def __repr__(self) -> str:
@@ -97,18 +103,25 @@ class Comparison:
 
 # ---- tidy and for reading ---------------------------------------------------------------------------------------
 
-def tidy(table: str | Table, records: pd.DataFrame) -> pd.DataFrame:
+def tidy(table: str | Table, records: pd.DataFrame, on_images: OnImages | None = None) -> pd.DataFrame:
     """The tidy table of `Store.collect`'s records: one line a cell, means over seeds, in percent.
 
+    Args:
+        on_images: intervals for lines of one seed; None leaves them without.
     Errors: SettingError for an unknown table; RunError where two runs are the same line and seed.
     """
     table = find_table(table) if isinstance(table, str) else table
     if (twice := records.duplicated(['group', 'row', 'seed'], keep=False)).any():
         raise RunError(f'{", ".join(records.run[twice])}: they are the same line of the table, with the same seed')
+    by_line = records.groupby(['group', 'row'], sort=False)
+    references = {(group, row): table.reference_of(row, runs.arm.iloc[0]) for (group, row), runs in by_line}
+    compared = {line: over for line, over in references.items() if line[1] not in ('teacher', 'untrained', over)}
+    paired = {line: pair_up(records, *line, over) for line, over in compared.items()}
+    if on_images:   # all at once: it takes a while, and tells how far it is
+        on_images.pairs([one.ids for one in paired.values() if len(one.runs) == 1])
     lines = []
-    for (group, row), runs in records.groupby(['group', 'row'], sort=False):
-        reference = records[(records.group == group) & (records.row == table.reference)]
-        compared = row not in ('teacher', table.reference)
+    for (group, row), runs in by_line:
+        pairs = paired.get((group, row), Pairs())
         for metric in table.metrics:
             printed = paper_value(table.number, group, row, metric)
             printed_reference = paper_value(table.number, group, table.reference, metric)
@@ -117,25 +130,26 @@ def tidy(table: str | Table, records: pd.DataFrame) -> pd.DataFrame:
                 'table': table.number, 'group': group, 'row': row,
                 'label': paper_label(table.number, group, row) or runs.label.iloc[0], 'metric': metric,
                 'ours': values.mean(), 'sd': values.std(), 'seeds': len(runs),
-                'difference': values.mean() - reference[metric].astype(float).mean() if compared else None,
+                'reference': compared.get((group, row), ''),
+                **judge(pairs, metric, on_images)._asdict(), 'left_out': '; '.join(pairs.left_out),
                 'paper': printed,
                 'paper_difference': printed - printed_reference
-                if compared and None not in (printed, printed_reference) else None,
+                if (group, row) in compared and None not in (printed, printed_reference) else None,
                 'runs': ' '.join(runs.run), 'settings_hash': ' '.join(sorted(set(runs.settings_hash))),
                 'data': runs.data.iloc[0], 'commit': ' '.join(sorted({str(c) for c in runs.commit}))})
-    return pd.DataFrame(lines).astype({'difference': float, 'paper': float, 'paper_difference': float})
+    return pd.DataFrame(lines).astype(dict.fromkeys(('difference', 'low', 'high', 'paper', 'paper_difference'), float))
 
 
 def wide(cells: pd.DataFrame, group: str) -> pd.DataFrame:
-    """One group of a tidy table for reading: a line a row; mAP, difference and paper in full, other numbers as
-    'ours (paper)'."""
+    """One group of a tidy table for reading: a line a row; mAP, difference with its interval and paper in full, other
+    numbers as 'ours (paper)'."""
     table = table_numbered(cells.table.iloc[0])
     lines = []
     for (_, label), own in cells[cells.group == group].groupby(['row', 'label'], sort=False):
         by_metric = own.set_index('metric')
         m = by_metric.loc['mAP']
         spread = f' ± {m.sd:.1f}' if m.seeds > 1 else ''
-        line = {'': label, 'mAP': f'{number(m.ours)}{spread}', table.difference: number(m.difference, '+.1f'),
+        line = {'': label, 'mAP': f'{number(m.ours)}{spread}', table.difference: interval(m),
                 'paper mAP': number(m.paper), f'paper {table.difference}': number(m.paper_difference, '+.1f')}
         for metric in table.metrics[1:]:
             c = by_metric.loc[metric]
@@ -200,7 +214,7 @@ def check_numbers(runs: Iterable[Run], store: Store) -> None:
     runs, wrong = list(runs), []
     for run in runs:
         recorded = store.record(run)['numbers']
-        again = coco_numbers(store.dataset.test_ann, store.detections(run))
+        again = coco_numbers(store.reported(run), store.detections(run))
         wrong += [f'{run.id}: {metric} is {recorded.get(metric)} in its record, by its detections {value}'
                   for metric, value in again.items() if recorded.get(metric) != value]
     if wrong:
@@ -253,36 +267,40 @@ def reading_notes(cells: pd.DataFrame, store: Store, records: pd.DataFrame) -> s
     Args:
         records: `Store.collect` of the runs behind the cells.
     """
-    table, images = table_numbered(cells.table.iloc[0]), len(coco_images(store.dataset.test_ann))
-    students = cells[cells.row != 'teacher']
-    seeds = int((cells if students.empty else students).seeds.min())
-    lines = [store.profile.can_show, f'{images} test images, {seeds} seed{"s" if seeds > 1 else ""}' + (
-        '.' if seeds > 1 else ': the spread between seeds is not known, so read no order into close numbers.')]
-    of_map = cells[cells.metric == 'mAP'].set_index('row')
+    table = table_numbered(cells.table.iloc[0])
+    lines = [store.profile.can_show, explained(cells, len(coco_images(store.dataset.test_ann)))]
+    of_map = cells[cells.metric == 'mAP'].set_index('row', drop=False)
     for group in cells.group.unique():
-        lines += _found(table, of_map[of_map.group == group], find_group(group))
+        name = find_group(group).student_label
+        inherits = 'inherit' in set(records.arm[(records.group == group) & (records.row == 'amd-allmasked')])
+        lines += [f'{name}: {line}' for line in _found(table, of_map[of_map.group == group], inherits)]
     lines += [*version_notes(records), assumptions(), *(f'Data: {note}.' for note in store.dataset.notes)]
     return '\n'.join(f'- {line}' for line in lines)
 
 
-def _found(table: Table, rows: pd.DataFrame, group: Group) -> list[str]:
-    """What one group of a table shows; rows: its mAP cells by row."""
-    name = group.student_label
-    if table.reference not in rows.index:
-        return [f'{name}: *{reference_label(table)}* is not among the runs, so nothing is compared here.']
-    compared = rows[rows.difference.notna() & (rows.index != 'baseline')].sort_values('difference', ascending=False)
-    ranked = ', '.join(f'{row.label} {row.difference:+.1f}' for row in compared.itertuples()) or 'none'
-    reference = rows.loc[table.reference]
-    if table.reference == 'baseline':
-        ahead = f'baseline {number(reference.ours)} mAP'
-        if 'teacher' in rows.index:
-            ahead = (f'the teacher is {number(rows.loc["teacher", "ours"] - reference.ours, "+.1f")} mAP from the '
-                     f'baseline ({number(reference.ours)})')
-        return [f'{name}: {ahead}; gains: {ranked}.']
-    lines = [f'{name}: differences in mAP to *{reference.label}* ({number(reference.ours)}): {ranked}.']
-    if {'amd-allmasked', 'baseline'} <= set(rows.index):
+def _found(table: Table, rows: pd.DataFrame, inherits: bool) -> list[str]:
+    """What one group of a table shows.
+
+    Args:
+        rows: its mAP cells by row.
+        inherits: whether *everything masked* starts from the teacher's neck and head.
+    """
+    lines = []
+    if table.reference == 'baseline' and 'baseline' in rows.index:
+        baseline = rows.loc['baseline', 'ours']
+        lines.append(f'the teacher is {number(rows.loc["teacher", "ours"] - baseline, "+.1f")} mAP from the baseline '
+                     f'({number(baseline)}).' if 'teacher' in rows.index else f'baseline {number(baseline)} mAP.')
+    labels = {name: rows.loc[name, 'label'] if name in rows.index else name for name in rows.reference if name}
+    found = told(table, rows, labels)
+    for name in dict.fromkeys(rows.reference):
+        if name and name not in rows.index:
+            found.append(f'*{name}* is not among the runs, so nothing is compared with it here.')
+    if not found and table.reference not in rows.index:
+        found.append(f'*{reference_label(table)}* is not among the runs, so nothing is compared with it here.')
+    lines += found
+    if table.reference != 'baseline' and {'amd-allmasked', 'baseline'} <= set(rows.index):
         gain = rows.loc['amd-allmasked', 'ours'] - rows.loc['baseline', 'ours']
-        started = ("a start from the teacher's neck and head, chance, and" if group.one_stage else 'chance and')
+        started = "a start from the teacher's neck and head, chance, and" if inherits else 'chance and'
         lines.append('*everything masked* is a control: the student gets no gradient from the distillation, so its '
                      f"difference from the baseline ({number(gain, '+.1f')} mAP) does not come from the teacher's "
                      f'features. What is left: {started} gradient clipping, which counts the gradients of the '
@@ -296,11 +314,13 @@ def write(cells: pd.DataFrame, notes: str, store: Store) -> Path:
     """Write `<table>.csv` (every cell, full precision) and `.md` (for reading) into the store's folder; return the
     latter."""
     table, profile = table_numbered(cells.table.iloc[0]), store.profile
-    means = 'gain in mAP over the baseline' if table.reference == 'baseline' else 'difference in mAP to that row'
+    means = 'gain in mAP over the baseline that starts alike' if table.reference == 'baseline' else (
+        'difference in mAP to that row')
     write_csv(cells, store.folder / f'{table.name}.csv')
     return write_markdown(store.folder / f'{table.name}.md', [
         f'# Table {table.number}, profile `{profile.name}`',
-        f'{table.title}. COCO numbers in percent; in brackets the paper\'s. *{table.difference}*: {means}.',
+        f'{table.title}. COCO numbers in percent; in brackets the paper\'s. *{table.difference}*: {means}, '
+        'in brackets its 95 % interval.',
         readable(cells, profile), LIMITS, notes])
 
 

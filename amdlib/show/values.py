@@ -51,7 +51,7 @@ def assumptions() -> str:
         told.append(f'{name} ' + ', '.join(f'{value:g}' + (f' ({", ".join(labels)})' if len(groups) > 1 else '')
                                            for value, labels in groups.items()))
     told += [f'SE reduction {_default(ChannelClue, "reduction")}', f"MBConv's expansion {GenerationBlock.EXPANSION}",
-             "one-stage students start from the teacher's neck and head"]
+             "one-stage students of every method start alike: alone, or from the teacher's neck and head"]
     return f'Assumed, since the paper does not state it (reasons: docs/assumptions.md): {"; ".join(told)}.'
 
 

@@ -8,10 +8,10 @@ from PIL import Image
 from amdlib.errors import DataError
 
 
-def make_coco(root: Path, train='train2017', test='val2017') -> Path:
+def make_coco(root: Path, *splits: str) -> Path:
     """Two images of 40x30 px in each split, two classes, three boxes."""
     (root / 'annotations').mkdir(parents=True)
-    for number, suffix in enumerate((train, test)):
+    for number, suffix in enumerate(splits or ('train2017', 'val2017')):
         (root / suffix).mkdir()
         coco = {'categories': [{'id': 1, 'name': 'cat'}, {'id': 7, 'name': 'dog'}], 'images': [], 'annotations': [
             {'id': 1, 'image_id': 1, 'category_id': 1, 'bbox': [1, 2, 10, 10], 'area': 100, 'iscrowd': 0},

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from amdlib.datasets import Dataset, coco_images
@@ -8,7 +9,8 @@ from amdlib.datasets.dataset import fingerprint, read_coco, write_coco
 def test_a_data_set_goes_through_json():
     dataset = Dataset('pets', Path('/a/train.json'), Path('/a/train'), Path('/a/test.json'), Path('/a/test'),
                       ('cat', 'dog'), '0123456789abcdef', ('trained on train',))
-    assert Dataset.from_dict(json.loads(json.dumps(dataset.to_dict()))) == dataset
+    for one in (dataset, replace(dataset, val_ann=Path('/a/val.json'), val_images=Path('/a/val'))):
+        assert Dataset.from_dict(json.loads(json.dumps(one.to_dict()))) == one
 
 
 def test_a_written_file_is_read_back(tmp_path):

@@ -11,7 +11,7 @@ from amdlib.datasets import check, formats, prepare
 from amdlib.errors import DataError
 from tests.conftest import shared
 
-from .folders import edit, files_below, make_coco, make_voc, problems_of, write_xml
+from .folders import edit, files_below, make_coco, make_voc, problems_of, set_in, write_xml
 
 # ---- the folder of formats --------------------------------------------------------------------------------------
 
@@ -112,13 +112,20 @@ def test_coco_layout(coco, tmp_path):
 
 
 def test_coco_layout_one_level_below_and_with_a_test_split(tmp_path):
-    make_coco(tmp_path / 'outer/Pets', 'train', 'test')
-    shutil.copy(tmp_path / 'outer/Pets/annotations/instances_test.json',
-                tmp_path / 'outer/Pets/annotations/instances_val.json')
+    pets = make_coco(tmp_path / 'outer/Pets', 'train', 'test', 'val')
     dataset = prepare('folder', tmp_path / 'outer', tmp_path / 'cache')
     assert dataset.test_ann.name == 'instances_test.json'
     assert dataset.name == 'pets'
-    assert 'val is not used: nothing is tuned or selected' in dataset.notes
+    assert dataset.notes == ('trained on train, reported on test', 'factors chosen on val')
+    assert (dataset.val_ann, dataset.val_images) == (pets / 'annotations/instances_val.json', pets / 'val')
+    (pets / 'val/val_1.png').unlink()
+    shutil.copy(pets / 'test/test_1.png', pets / 'val')
+    edit(pets, set_in('images', 0, file_name='test_1.png'), 'val')
+    assert 'val/test_1.png: the image is in both test and val' in problems_of(
+        prepare, 'folder', tmp_path / 'outer', tmp_path / 'cache')
+    edit(pets, set_in('categories', 0, name='cow'), 'val')
+    assert 'instances_val.json: categories differ from instances_train.json' in problems_of(
+        prepare, 'folder', tmp_path / 'outer', tmp_path / 'cache')
 
 
 def test_images_may_lie_in_one_folder(coco, tmp_path):
@@ -194,10 +201,11 @@ def test_voc_is_converted(voc, tmp_path):
     assert dataset.train_ann == tmp_path / 'cache/cells/train.json'
     assert dataset.train_images == dataset.test_images == voc / 'JPEGImages'
     assert dataset.notes == ('trained on train (1 images), reported on test (1 images)',
-                             'val (1 images) is not used: nothing is tuned or selected')
+                             'factors chosen on val (1 images)')
     assert files_below(voc) == before
     assert sorted(files_below(tmp_path / 'cache')) == [
-        '.cells.lock', 'cells/manifest.json', 'cells/test.json', 'cells/train.json']
+        '.cells.lock', 'cells/manifest.json', 'cells/test.json', 'cells/train.json', 'cells/val.json']
+    assert (dataset.val_ann, dataset.val_images) == (tmp_path / 'cache/cells/val.json', voc / 'JPEGImages')
     content = json.loads(dataset.train_ann.read_text())
     assert content['categories'] == [{'id': 1, 'name': 'a'}, {'id': 2, 'name': 'b'}]
     assert content['images'] == [{'id': 1, 'file_name': 'train1.jpg', 'width': 40, 'height': 30}]
@@ -209,6 +217,7 @@ def test_voc_is_converted(voc, tmp_path):
 def test_voc_reports_on_val_without_a_test_split(tmp_path):
     dataset = prepare('folder', make_voc(tmp_path / 'x', ('train', 'val')), tmp_path / 'cache')
     assert dataset.notes == ('trained on train (1 images), reported on val (1 images)',)
+    assert dataset.val_ann is dataset.val_images is None
     assert json.loads(dataset.test_ann.read_text())['images'][0]['file_name'] == 'val1.jpg'
 
 
@@ -252,6 +261,7 @@ def write(path, text):
     (write('JPEGImages/test1.png', 'x'), 'test1: more than one image: test1.jpg, test1.png'),
     (write('ImageSets/Main/train.txt', 'ghost\n'), 'train.txt: ghost: no such image'),
     (write('ImageSets/Main/train.txt', '\n'), 'train.txt: empty'),
+    (write('ImageSets/Main/val.txt', '\n'), 'val.txt: empty'),
     (remove('ImageSets/Main/train.txt'), 'needs train.txt and test.txt, or else val.txt; it has val.txt, test.txt'),
     (write('ImageSets/Main/train.txt', 'train1\ntrain1\n'), 'train.txt: train1 is listed more than once'),
     (write('ImageSets/Main/train.txt', 'test1\n'), 'test1.jpg: the image is in both train and test'),
@@ -270,12 +280,14 @@ def test_each_problem_of_voc_is_named(voc, tmp_path, change, message):
 def test_bccd(tmp_path):
     dataset = prepare('folder', shared('data/bccd'), tmp_path)
     assert (dataset.name, dataset.classes) == ('bccd', ('Platelets', 'RBC', 'WBC'))
-    assert dataset.fingerprint == '7a450e0a9580fbc5'
+    assert dataset.fingerprint == 'f5343ea6ca5a4be3'
     assert dataset.notes[1:] == (
-        'val (87 images) is not used: nothing is tuned or selected',
-        '1 degenerate box dropped: BloodImage_00343.xml object 4 (RBC) xmin=181 ymin=329 xmax=181 ymax=329')
-    train, test = COCO(dataset.train_ann), COCO(dataset.test_ann)
+        'factors chosen on val (87 images)',
+        '2 degenerate boxes dropped: BloodImage_00343.xml object 4 (RBC) xmin=181 ymin=329 xmax=181 ymax=329; '
+        'BloodImage_00338.xml object 13 (RBC) xmin=504 ymin=337 xmax=504 ymax=337')
+    train, test, val = (COCO(path) for path in (dataset.train_ann, dataset.test_ann, dataset.val_ann))
     assert (len(train.imgs), len(train.anns), len(test.imgs), len(test.anns)) == (205, 2804, 72, 945)
-    assert not {image['file_name'] for image in train.imgs.values()} & {i['file_name'] for i in test.imgs.values()}
+    names = [{image['file_name'] for image in split.imgs.values()} for split in (train, test, val)]
+    assert len(set.union(*names)) == sum(map(len, names)) == 205 + 72 + 87
     assert prepare('folder', shared('data/bccd') / 'BCCD', tmp_path) == dataset
     assert not list(tmp_path.rglob('*.jpg'))

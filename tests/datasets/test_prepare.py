@@ -13,19 +13,24 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from amdlib.datasets import ShapesSpec, check, prepare
+from amdlib.datasets.checks import examine
 from amdlib.datasets.scene import scene
 
 from .folders import edit, files_below, make_voc, problems_of, set_in, write_xml
 
-FEW = ShapesSpec(train_images=6, test_images=3)
+FEW = ShapesSpec(train_images=6, test_images=3, val_images=2)
 
 
 def test_mini_is_a_coco_set(tmp_path, caplog):
     dataset = prepare('shapes', cache=tmp_path, shapes=FEW)
     assert (dataset.name, dataset.classes) == ('mini', FEW.classes)
-    assert dataset.fingerprint == '0a4247488e75e6fe'
+    assert dataset.fingerprint == '70a0c4646040c8ec'
+    # beside the third split, train and test are what they were
+    assert examine(dataset.train_ann, dataset.train_images, dataset.test_ann, dataset.test_images)['fingerprint'] == (
+        '0a4247488e75e6fe')
     for ann, images, split, count in ((dataset.train_ann, dataset.train_images, 'train', 6),
-                                      (dataset.test_ann, dataset.test_images, 'test', 3)):
+                                      (dataset.test_ann, dataset.test_images, 'test', 3),
+                                      (dataset.val_ann, dataset.val_images, 'val', 2)):
         assert check(ann, images, split) == []
         coco = COCO(ann)
         assert len(coco.imgs) == count
@@ -46,9 +51,10 @@ def test_mini_at_full_size_is_made_in_time(tmp_path):
     start = time.perf_counter()
     dataset = prepare('shapes', cache=tmp_path)
     made_s = time.perf_counter() - start
-    assert made_s < 40   # about 7 on one free core
+    assert made_s < 80   # about 12 on one free core
     assert len(list(dataset.train_images.iterdir())) == 1000
-    assert len(list(dataset.test_images.iterdir())) == 300
+    assert len(list(dataset.test_images.iterdir())) == 1000
+    assert len(list(dataset.val_images.iterdir())) == 300
     start = time.perf_counter()
     assert prepare('shapes', cache=tmp_path) == dataset
     assert time.perf_counter() - start < made_s / 10
@@ -79,7 +85,7 @@ def test_mini_is_kept_when_whole_and_made_again_when_not(tmp_path, caplog):
 
 def test_mini_follows_its_spec(tmp_path):
     first = prepare('shapes', cache=tmp_path, shapes=FEW)
-    second = prepare('shapes', cache=tmp_path, shapes=ShapesSpec(train_images=5, test_images=3))
+    second = prepare('shapes', cache=tmp_path, shapes=ShapesSpec(train_images=5, test_images=3, val_images=2))
     assert first.fingerprint != second.fingerprint
     assert len(list(second.train_images.iterdir())) == 5
 
@@ -106,7 +112,7 @@ def test_a_killed_call_leaves_nothing_that_counts(tmp_path):
 
 
 def test_two_calls_at_once_make_one_set(tmp_path):
-    spec = ShapesSpec(train_images=60, test_images=20)
+    spec = ShapesSpec(train_images=60, test_images=20, val_images=5)
     context = multiprocessing.get_context('fork')
     with context.Pool(3) as pool:
         calls = [pool.apply_async(prepare, ('shapes', None, tmp_path, spec)) for _ in range(3)]
@@ -187,4 +193,4 @@ def test_manifests_of_earlier_versions_stay_valid(kind, voc, coco, tmp_path):
     manifest = json.loads((tmp_path / 'cache' / dataset.name / 'manifest.json').read_text())
     assert list(manifest) == ['made_by', 'recipe', 'classes', 'notes', 'fingerprint', 'counts', 'state']
     assert manifest['made_by'] == 'amdlib.data 1'
-    assert manifest['recipe'] == f'amdlib.data 1 {kind}' + (' 36d32f673b82e8aa' if kind == 'shapes' else '')
+    assert manifest['recipe'] == f'amdlib.data 1 {kind}' + (' ca5d43ce3ab0732d' if kind == 'shapes' else '')

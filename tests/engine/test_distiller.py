@@ -9,7 +9,8 @@ from mmengine.optim import build_optim_wrapper
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from amdlib import methods
-from amdlib.engine.distiller import Distiller, tap
+from amdlib.engine.distiller import Distiller
+from amdlib.engine.taps import tap
 from amdlib.errors import RunError, WeightsError
 from amdlib.weights.reading import read_weights
 from amdlib.weights.writing import write_weights
@@ -228,6 +229,109 @@ def test_a_few_steps_on_one_batch_lower_both_parts_of_the_loss(build, cfg_of, tr
     assert detected[-1] < 0.9 * detected[0]
 
 
+# ---- scales, pictures one by one, what is told -------------------------------------------------------------------
+
+@pytest.fixture
+def seen(batch):
+    """Distiller -> by level what goes into its loss, and what both sides gave."""
+    def look(model):
+        pairs, data = [], batch(model)
+        for module in model.student.backbone.modules():
+            module.eval()   # a second pass sees the same statistics of batch norm
+        for loss in model.distill_losses.values():
+            loss.register_forward_pre_hook(lambda _, words: pairs.append(words[:2]))
+        model.loss(**data)
+        with tap(model.student, model.student_taps) as f_s, torch.no_grad():
+            model.student.extract_feat(data['inputs'])
+        return pairs, list(zip(f_s, model.teacher_features(data['inputs']), strict=True))
+    return look
+
+
+@pytest.mark.parametrize('row', ['retinanet-amd', 'faster_rcnn-fgd'])
+def test_without_scales_losses_see_features_untouched(build, seen, row):
+    for pair, given in zip(*seen(build(row)), strict=True):
+        assert all(torch.equal(one, other) for one, other in zip(pair, given, strict=True))
+
+
+def test_losses_see_both_sides_divided_by_the_constant_of_the_level(build, seen):
+    scales = [8.0, 4.0, 1.0, 0.5, 3.0]
+    for scale, pair, given in zip(scales, *seen(build(scales=scales)), strict=True):
+        assert all(torch.equal(one, other / scale) for one, other in zip(pair, given, strict=True))
+
+
+@pytest.mark.parametrize('scales', [[1.0] * 4, [1.0] * 6, [1.0, 1.0, 0.0, 1.0, 1.0], [float('inf')] * 5])
+def test_scales_that_are_none_are_refused(build, scales):
+    with pytest.raises(ValueError, match='expected a positive number for each of the levels'):
+        build(scales=scales)
+
+
+def test_a_teacher_may_look_at_each_picture_alone(build, batch):
+    model = build(alone=True)
+    data = batch(model)
+    passes, features = [], model._features_of
+    model.teacher.backbone.register_forward_hook(lambda _, words, __: passes.append(len(words[0])))
+    found = features(data['inputs'], data['data_samples'])
+    assert passes == [1, 1]
+    for i, picture in enumerate(data['inputs'].split(1)):
+        for level, wanted in zip(found, model.teacher_features(picture), strict=True):
+            assert torch.equal(level[i:i + 1], wanted)
+
+
+def test_a_shuffled_teacher_needs_kept_features(build, batch):
+    model = build(shuffled=True)
+    with pytest.raises(RunError, match='needs the kept features'):
+        model.loss(**batch(model))
+
+
+@pytest.mark.parametrize(('row', 'told'), [('retinanet-amd-allmasked', 1.0), ('retinanet-amd-unmasked', 0.0),
+                                           ('retinanet-mgd', None), ('retinanet-fgd', 'nothing')])
+def test_what_a_loss_tells_and_the_ratio_are_logged(build, batch, row, told):
+    model = build(row)
+    losses = model.loss(**batch(model))
+    masked = [losses.get(f'masked_fpn_{i}') for i in range(5)]
+    if told == 'nothing':
+        assert masked == [None] * 5
+    else:
+        assert all(0 <= value <= 1 and told in (None, value) and not value.requires_grad for value in masked)
+    _, logged = model.parse_losses(losses)
+    distilled = sum(distillation(logged).values())
+    detected = logged['loss'] - distilled
+    assert losses['ratio'].item() == pytest.approx((distilled / detected).item(), rel=1e-4)
+    assert not {'grad_detection', 'grad_distillation'} & set(losses)
+
+
+def test_a_loss_may_tell_nothing_that_would_be_added_up(build, batch):
+    model = build()
+    model.distill_losses['loss_amd_fpn_0'].register_forward_hook(
+        lambda loss, *_: loss.told.update(own_loss=torch.tensor(3.0)))
+    with pytest.raises(ValueError, match="amd tells 'own_loss': what has loss in its name is added up"):
+        model.loss(**batch(model))
+
+
+def test_gradients_on_the_backbone_are_those_of_each_part_alone(build, batch):
+    model = build()
+    data, parts = batch(model), {}
+    for module in model.student.backbone.modules():
+        module.eval()
+    model.measures_gradients = True
+    losses = model.loss(**data)
+    for name, terms in (('grad_distillation', distillation(losses)),
+                        ('grad_detection', {key: value for key, value in losses.items()
+                                            if 'loss' in key and '_fpn_' not in key})):
+        model.zero_grad()
+        model.parse_losses(terms)[0].backward(retain_graph=True)
+        found = [p.grad for p in model.student.backbone.parameters() if p.grad is not None]
+        parts[name] = torch.stack([gradient.norm() for gradient in found]).norm().item()
+    assert {name: losses[name].item() for name in parts} == pytest.approx(parts, rel=1e-4)
+    assert min(parts.values()) > 0
+
+
+def test_everything_masked_asks_nothing_of_the_backbone(build, batch):
+    model = build('retinanet-amd-allmasked')
+    model.measures_gradients = True
+    assert model.loss(**batch(model))['grad_distillation'] == 0
+
+
 # ---- only the student predicts ----------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('row', ['retinanet-amd', 'faster_rcnn-mgd'])
@@ -281,21 +385,19 @@ def test_neck_and_head_are_inherited_where_shapes_match(build):
 
 def test_nothing_is_inherited_unless_asked(build):
     model = build('faster_rcnn-amd')
-    assert model.inherit == ()
     assert model.inherited == []
     name = 'neck.fpn_convs.0.conv.weight'
     assert not torch.equal(model.student.state_dict()[name], model.teacher.state_dict()[name])
 
 
-def test_inheriting_happens_when_weights_are_initialised_and_not_again(build, cfg_of):
+def test_inheriting_happens_when_it_is_built_and_not_again(cfg_of):
     model = MODELS.build(cfg_of().model)
     name = 'neck.fpn_convs.0.conv.weight'
-    assert not torch.equal(model.student.state_dict()[name], model.teacher.state_dict()[name])
+    assert torch.equal(model.student.state_dict()[name], model.teacher.state_dict()[name])
     saved = {key: torch.full_like(value, 0.5) if value.is_floating_point() else value
              for key, value in model.state_dict().items()}
-    model.init_weights()
-    assert torch.equal(model.student.state_dict()[name], model.teacher.state_dict()[name])
     model.load_state_dict(saved)
+    model.init_weights()    # as mmengine does before training
     model.train()
     assert (model.student.state_dict()[name] == 0.5).all()
 
@@ -486,7 +588,7 @@ def test_a_compiled_teacher_has_the_same_features(config_of):
         torch.manual_seed(0)
         model = MODELS.build({**copy.deepcopy(cfg.model), 'compile_teacher': compiled})
         assert not any('_orig_mod' in name for name in model.teacher.state_dict())
-        found.append(model._teacher_features(torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))))
+        found.append(model.teacher_features(torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))))
     for plain, other in zip(*found, strict=True):
         assert torch.allclose(plain, other, rtol=1e-3, atol=1e-4 * plain.abs().max())
 

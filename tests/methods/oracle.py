@@ -99,21 +99,22 @@ def loop_attention(x, temperature):
 TILES = pytest.mark.parametrize('tiles', [(2, 1, 1), (1, 2, 1), (1, 1, 3)])
 
 
-def growth(method, weight, tiles, f_s, f_t, boxes=None, prepare=lambda loss: None):
-    """How much larger the one term is when the features are tiled (channels, rows, columns) times."""
+def growth(method, weight, tiles, f_s, f_t, boxes=None, prepare=lambda loss: None, images=1):
+    """How much larger the one term is when the features are tiled (channels, rows, columns) and `images` times."""
     values = []
-    for repeat in ((1, 1, 1), tiles):
-        s, t = f_s.detach().repeat(1, *repeat), f_t.repeat(1, *repeat)
+    for repeat in ((1, 1, 1, 1), (images, *tiles)):
+        s, t = f_s.detach().repeat(*repeat), f_t.repeat(*repeat)
         loss = method(s.shape[1], t.shape[1], **{w: float(w == weight) for w in method.WEIGHT_EXPONENTS}).double()
         with torch.no_grad():
             prepare(loss)
-        values.append(loss(s, t, boxes(*t.shape[2:]) if boxes else [torch.zeros(0, 4)] * 2, IMAGE_SHAPES).item())
+        values.append(loss(s, t, boxes(*t.shape[2:]) if boxes else [torch.zeros(0, 4)] * len(t),
+                           IMAGE_SHAPES * (len(t) // 2)).item())
     return values[1] / values[0]
 
 
-def declared(method, weight, tiles):
-    a, b = method.WEIGHT_EXPONENTS[weight]
-    return pytest.approx(tiles[0] ** a * (tiles[1] * tiles[2]) ** b)
+def declared(method, weight, tiles, images=1):
+    a, b, *n = method.WEIGHT_EXPONENTS[weight]
+    return pytest.approx(tiles[0] ** a * (tiles[1] * tiles[2]) ** b * images ** (n[0] if n else 0))
 
 
 def no_generation(loss):

@@ -10,7 +10,16 @@ import pytest
 import torch
 
 from amdlib.methods import amd
-from amdlib.methods.amd import AMDLoss, ChannelClue, GenerationBlock, keep_mask, spatial_attention
+from amdlib.methods.amd import (
+    AdaptiveMask,
+    AMDLoss,
+    ChannelClue,
+    GenerationBlock,
+    InvertedMask,
+    PermutedMask,
+    keep_mask,
+    spatial_attention,
+)
 from amdlib.methods.level import random_keep_mask
 
 from .oracle import LN3, assert_close, pixel_conv3x3
@@ -390,10 +399,74 @@ def test_functions_check_their_arguments():
 def test_masks_by_name(spatial):
     _, f_t = features()
     loss = AMDLoss(3, 4, spatial=spatial, seed=3, phi=0.9, temperature=0.3)
-    kept = {'adaptive': keep_mask(spatial_attention(f_t, 0.3), 0.9), 'none': torch.ones(2, 1, 3, 5),
+    adaptive = AdaptiveMask(0.3, 0.9)
+    kept = {'adaptive': keep_mask(spatial_attention(f_t, 0.3), 0.9), 'permuted': PermutedMask(adaptive, 3)(f_t),
+            'inverted': InvertedMask(adaptive)(f_t), 'none': torch.ones(2, 1, 3, 5),
             'all': torch.zeros(2, 1, 3, 5),
             'random': random_keep_mask(f_t, 0.65, torch.Generator().manual_seed(3))}[spatial]
     assert torch.equal(loss.mask(f_t), kept.double())
+
+
+# G / T = ln (9, 3, 1, 1), so A = (36, 12, 4, 4) / 14 = (2.57, 0.86, 0.29, 0.29)
+QUARTERS = torch.tensor([[[[2., 1.], [0., 0.]]]])
+
+
+@pytest.mark.parametrize(('phi', 'adaptive', 'inverted'), [
+    (0.5, [0, 0, 1, 1], [1, 1, 0, 0]), (1.0, [0, 1, 1, 1], [1, 1, 0, 1]),   # of equal ones the first
+    (0.0, [0, 0, 0, 0], [0, 0, 0, 0]), (3.0, [1, 1, 1, 1], [1, 1, 1, 1])])
+def test_masks_of_the_same_share_by_hand(phi, adaptive, inverted):
+    by_attention = AdaptiveMask(1 / LN3, phi)
+    assert by_attention(QUARTERS).flatten().tolist() == adaptive
+    assert InvertedMask(by_attention)(QUARTERS).flatten().tolist() == inverted
+    permuted = PermutedMask(by_attention)
+    drawn = {tuple(permuted(QUARTERS).flatten().tolist()) for _ in range(100)}
+    assert drawn == set(itertools.permutations(adaptive))       # every place of that many
+
+
+def test_masks_of_the_same_share_have_it_in_each_image():
+    f_t = torch.randn(16, 4, 5, 7, generator=torch.Generator().manual_seed(0))
+    f_t *= torch.linspace(0.2, 4, 16)[:, None, None, None]      # so that shares differ
+    by_attention = AdaptiveMask(0.5, 1.0)
+    adaptive, attention = by_attention(f_t), spatial_attention(f_t, 0.5)
+    masked = (1 - adaptive).sum(dim=(1, 2, 3))
+    assert len(set(masked.tolist())) > 4
+    for mask in (PermutedMask(by_attention, 1), InvertedMask(by_attention)):
+        keep = mask(f_t)
+        assert keep.shape == adaptive.shape
+        assert torch.equal((1 - keep).sum(dim=(1, 2, 3)), masked)
+        assert not torch.equal(keep, adaptive)
+    for image, hidden in zip(attention, keep[:, 0] == 0, strict=True):
+        assert image[hidden].max() <= image[~hidden].min()      # all of least attention
+
+
+def test_a_permuted_mask_draws_from_a_generator_of_its_own_that_resumes():
+    f_t = torch.randn(4, 4, 6, 6, generator=torch.Generator().manual_seed(0))
+    loss, other = (AMDLoss(4, 4, spatial='permuted', seed=seed) for seed in (3, 4))
+    before = torch.get_rng_state()
+    first, state = loss.mask(f_t), copy.deepcopy(loss.state_dict())
+    assert 'permuted_mask._extra_state' in state
+    second = loss.mask(f_t)
+    assert not torch.equal(first, second)
+    assert not torch.equal(other.mask(f_t), first)
+    other.load_state_dict(state, strict=True)
+    assert torch.equal(other.mask(f_t), second)
+    loss.reseed(3)
+    assert torch.equal(loss.mask(f_t), first)
+    torch.rand(7)
+    assert torch.equal(loss.mask(f_t), second)      # whatever else is drawn
+    torch.set_rng_state(before)
+    loss.mask(f_t)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize('spatial', amd.SPATIAL)
+def test_the_masked_share_is_told(spatial):
+    f_s, f_t = features()
+    loss = AMDLoss(3, 4, spatial=spatial, seed=2).double()
+    twin = copy.deepcopy(loss)
+    loss(f_s, f_t)
+    assert set(loss.told) == {'masked'}
+    assert loss.told['masked'].item() == pytest.approx(1 - twin.mask(f_t).mean().item())
 
 
 def test_every_position_of_the_clue_is_known():

@@ -136,7 +136,7 @@ def test_fgd_channel_attention_by_hand():
 
 
 def hand_fgd(f_s, f_t, boxes, **weights):
-    loss = FGDLoss(2, 2, temp=2 / LN3, **dict(dict(alpha_fgd=0, beta_fgd=0, gamma_fgd=0, lambda_fgd=0), **weights))
+    loss = FGDLoss(2, 2, temp=2 / LN3, **{**dict.fromkeys(FGDLoss.WEIGHT_EXPONENTS, 0), **weights})
     return loss(torch.tensor(f_s)[None], torch.tensor(f_t)[None], [torch.tensor(boxes).view(-1, 4)], [(10, 20)]).item()
 
 
@@ -149,7 +149,10 @@ def test_fgd_by_hand():
     assert hand_fgd(f_s, f_t, left, beta_fgd=1) == 0
     assert hand_fgd(f_s, f_t, [], alpha_fgd=1) == 0
     assert hand_fgd(f_s, f_t, [], beta_fgd=1) == pytest.approx(16 * 1.5 * 1.5 / 2)
-    assert hand_fgd(f_s, f_t, left, gamma_fgd=1) == pytest.approx(1 + 1)
+    # abs(1.5 - 1) + abs(0.5 - 1) over the positions, the same over the channels
+    assert hand_fgd(f_s, f_t, left, gamma_fgd=3) == pytest.approx(3)
+    assert hand_fgd(f_s, f_t, left, gamma_channel_fgd=5) == pytest.approx(5)
+    assert hand_fgd(f_s, f_t, left, gamma_fgd=3, gamma_channel_fgd=5) == pytest.approx(8)
     assert hand_fgd(f_s, f_t, left, lambda_fgd=1) == pytest.approx(16)         # at first the context adds nothing
 
 
@@ -175,7 +178,8 @@ def loop_fgd(loss, f_s, f_t, boxes):
         for k, i, j in itertools.product(range(c), range(h), range(w)):
             error = (x[b, k, i, j] - f_t[b, k, i, j]) ** 2 * channel_t[k] * spatial_t[i, j]
             total = total + error * (loss.alpha_fgd * foreground[i, j] + loss.beta_fgd * background[i, j])
-        total = total + loss.gamma_fgd * ((channel_s - channel_t).abs().sum() + (spatial_s - spatial_t).abs().sum())
+        total = total + loss.gamma_fgd * (spatial_s - spatial_t).abs().sum()
+        total = total + loss.gamma_channel_fgd * (channel_s - channel_t).abs().sum()
         total = total + loss.lambda_fgd * ((with_context(x[b], 's') - with_context(f_t[b], 't')) ** 2).sum()
     return total / n
 
@@ -183,7 +187,8 @@ def loop_fgd(loss, f_s, f_t, boxes):
 @pytest.mark.parametrize(('c_s', 'count'), [(3, 0), (4, 2), (3, 80)])
 def test_fgd_against_loops(c_s, count):
     f_s, f_t = features(c_s=c_s)
-    loss = randomised(FGDLoss(c_s, 4, 0.6, alpha_fgd=0.3, beta_fgd=0.5, gamma_fgd=0.7, lambda_fgd=0.02))
+    loss = randomised(FGDLoss(c_s, 4, 0.6, alpha_fgd=0.3, beta_fgd=0.5, gamma_fgd=0.7, lambda_fgd=0.02,
+                              gamma_channel_fgd=0.9))
     boxes = boxes_of(count)
     boxes[1] = boxes[1][:count // 2]
     assert_same_value_and_gradients(call(loss, f_s, f_t, boxes), loop_fgd(loss, f_s, f_t, boxes), f_s, loss)
@@ -219,10 +224,11 @@ def test_attention_term_grows_as_declared_in_its_spatial_part(tiles):
     assert growth(FGDLoss, 'gamma_fgd', tiles, f_t.flip(3), f_t) == declared(FGDLoss, 'gamma_fgd', tiles)
 
 
-def test_attention_term_grows_with_channels_in_its_channel_part():
+@TILES
+def test_attention_term_grows_as_declared_in_its_channel_part(tiles):
     _, f_t = features(c_s=4)                # the student shows the same in other channels: equal spatial means
-    assert growth(FGDLoss, 'gamma_fgd', (2, 1, 1), f_t.flip(1), f_t) == pytest.approx(2)
-    assert growth(FGDLoss, 'gamma_fgd', (1, 2, 1), f_t.flip(1), f_t) == pytest.approx(1)
+    wanted = declared(FGDLoss, 'gamma_channel_fgd', tiles)
+    assert growth(FGDLoss, 'gamma_channel_fgd', tiles, f_t.flip(1), f_t) == wanted
 
 
 @TILES
@@ -258,19 +264,21 @@ def test_goldens_cover_what_they_should():
 def test_defaults_are_the_public_codes():
     loss = FGDLoss(3, 4)
     assert (loss.temp, loss.alpha_fgd, loss.beta_fgd, loss.gamma_fgd, loss.lambda_fgd) == (0.5, 1e-3, 5e-4, 1e-3, 5e-6)
+    assert loss.gamma_channel_fgd == loss.gamma_fgd     # one weight there
 
 
 def test_published_weights():
-    # as the authors' configs have them, alpha, beta, gamma, lambda
+    # as the authors' configs have them, alpha, beta, gamma of both parts, lambda
     assert {pair: tuple(published.values()) for pair, published in FGDLoss.PUBLISHED.items()} == {
-        'retinanet': (1e-3, 5e-4, 5e-4, 5e-6), 'reppoints': (1.6e-3, 8e-4, 8e-4, 8e-6),
-        'faster_rcnn': (5e-5, 2.5e-5, 5e-5, 5e-7)}
+        'retinanet': (1e-3, 5e-4, 5e-4, 5e-4, 5e-6), 'reppoints': (1.6e-3, 8e-4, 8e-4, 8e-4, 8e-6),
+        'faster_rcnn': (5e-5, 2.5e-5, 5e-5, 5e-5, 5e-7)}
     assert all(tuple(published) == tuple(FGDLoss.WEIGHT_EXPONENTS) for published in FGDLoss.PUBLISHED.values())
 
 
 @pytest.mark.parametrize(('arguments', 'message'), [
     (dict(temp=0), 'temp=0'), (dict(alpha_fgd=-1), 'alpha_fgd=-1'), (dict(beta_fgd=-1), 'beta_fgd=-1'),
-    (dict(gamma_fgd=-1), 'gamma_fgd=-1'), (dict(lambda_fgd=float('nan')), 'lambda_fgd=nan'),
+    (dict(gamma_fgd=-1), 'gamma_fgd=-1'), (dict(gamma_channel_fgd=-1), 'gamma_channel_fgd=-1'),
+    (dict(lambda_fgd=float('nan')), 'lambda_fgd=nan'),
     (dict(teacher_channels=1), 'teacher_channels=1'),
 ])
 def test_arguments_are_checked(arguments, message):

@@ -132,6 +132,14 @@ def test_terms_grow_as_declared(weight, tiles):
     assert growth(FKDLoss, weight, tiles, f_s, f_t, prepare=identity_adaptation) == declared(FKDLoss, weight, tiles)
 
 
+@pytest.mark.parametrize('weight', FKDLoss.WEIGHT_EXPONENTS)
+def test_norms_over_the_batch_grow_as_declared(weight):
+    """With the square root of its images, unlike a mean over them."""
+    f_s, f_t = features(c_s=4)
+    found = growth(FKDLoss, weight, (1, 1, 1), f_s, f_t, prepare=identity_adaptation, images=3)
+    assert found == declared(FKDLoss, weight, (1, 1, 1), images=3) == pytest.approx(3 ** .5)
+
+
 def own_name(public):
     """mmrazor keeps the parameters in two connectors and wraps convolutions and pools; here one module has all."""
     name = re.sub(r'^(student|teacher)\.', '', public)

@@ -14,6 +14,7 @@ from amdlib.paper.printed import paper_value
 from amdlib.paper.tables import TABLES
 from amdlib.runs.store import read_scalars
 from amdlib.runs.targets import TARGETS, find_targets
+from amdlib.show import intervals
 from tests.notebooks.test_stored import STORED, code, read
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -101,8 +102,8 @@ def _shown(notebook):
 
 def test_table1_from_nothing_and_again(amdlib, table1, folder):
     said = table1.stdout
-    assert '0 of 6 runs are done, 6 to do' in said
-    assert '[6/6]' in said
+    assert '0 of 7 runs are done, 7 to do' in said
+    assert '[7/7]' in said
     assert 'KeyboardInterrupt' not in table1.stderr
     assert {f'table1.{kind}' for kind in ('csv', 'ipynb', 'md', 'png', 'svg')} <= {
         path.name for path in folder.iterdir()}
@@ -116,25 +117,25 @@ def test_table1_from_nothing_and_again(amdlib, table1, folder):
     for words in ('What this can and cannot show', '1 seed', '2 test images', 'cannot confirm or refute'):
         assert words in text
     cells = pd.read_csv(folder / 'table1.csv')
-    assert len(cells) == 6 * len(table.metrics)
+    assert len(cells) == 7 * len(table.metrics)
     printed = paper_value('I', 'retinanet', 'amd', 'mAP')
     assert cells[(cells.row == 'amd') & (cells.metric == 'mAP')].paper.item() == pytest.approx(printed)
     assert f'{printed:.1f}' in text
     runs = set(cells.runs)
-    assert len(runs) == 6
+    assert len(runs) == 7
     assert runs <= {path.parent.name for path in _stamps(folder)}
 
     before = _stamps(folder)
     again = amdlib('reproduce', 'table1', *GROUP, *BRIEF)
-    assert '6 of 6 runs are done, 0 to do' in again.stdout
+    assert '7 of 7 runs are done, 0 to do' in again.stdout
     assert _stamps(folder) == before
     assert (folder / 'table1.md').read_text() == text
 
 
 def test_everything_of_a_group_is_one_batch_and_every_output_is_there(everything, folder):
-    # the 6 of Table I are done, but AMD's is not shown as a part of the sweep yet
-    assert '5 of 13 runs are done, 8 to do' in everything
-    assert '[13/13]' in everything
+    # the 7 of Table I are done, but AMD's is not shown as a part of the sweep yet
+    assert '6 of 14 runs are done, 8 to do' in everything
+    assert '[14/14]' in everything
     for target in OF_GROUP:
         assert f'{target.title} ({target.notebook}.ipynb)' in everything
         _assert_executed(folder / f'{target.name}.ipynb')
@@ -145,7 +146,7 @@ def test_everything_of_a_group_is_one_batch_and_every_output_is_there(everything
     for stem in ('table1', 'table2', 'table5', 'fig4'):
         assert 'What this can and cannot show' in (folder / f'{stem}.md').read_text(), stem
     assert not list(folder.rglob('*.failed.ipynb'))
-    assert not list(folder.rglob('.*'))
+    assert not [path for path in folder.rglob('.*') if not path.name.startswith(intervals.KEPT.removesuffix('json'))]
 
 
 def test_an_ablation_and_a_sweep_tell_what_their_runs_are(everything, folder):
@@ -185,7 +186,7 @@ def test_a_second_call_trains_nothing_and_shows_no_run_again(amdlib, everything,
 
 def test_status_finds_everything_done(amdlib, everything):
     lines = amdlib('status', *GROUP, *VALUES, '--set', 'epochs=1').stdout.splitlines()
-    assert '13 runs: 13 done' in lines
+    assert '14 runs: 14 done' in lines
     told = {line.split()[0]: line for line in lines if line.split() and line.split()[0] in TARGETS}
     assert list(told) == [target.name for target in OF_GROUP]
     assert all(line.endswith('runs done; executed') for line in told.values()), told

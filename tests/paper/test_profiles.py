@@ -69,10 +69,37 @@ def test_the_rule_by_hand():
     assert scale_weights(FKDLoss, {}, profile) == pytest.approx({
         'feature_weight': 7e-5 * 2 * 213.28 ** .5, 'channel_weight': 4e-3 * 2, 'spatial_weight': 4e-3 * 213.28 ** .5,
         'nonlocal_weight': 7e-5 * 2 * 213.28 ** .5}, rel=1e-12)
-    ones = {'alpha_fgd': 1, 'beta_fgd': 2, 'gamma_fgd': 3, 'lambda_fgd': 5}
+    ones = {'alpha_fgd': 1, 'beta_fgd': 2, 'gamma_fgd': 3, 'gamma_channel_fgd': 4, 'lambda_fgd': 5}
     assert scale_weights(FGDLoss, ones, profile) == (
-        pytest.approx({'alpha_fgd': 4, 'beta_fgd': 8, 'gamma_fgd': 3 * 213.28, 'lambda_fgd': 5 * 4 * 213.28},
-                      rel=1e-12))
+        pytest.approx({'alpha_fgd': 4, 'beta_fgd': 8, 'gamma_fgd': 3 * 213.28, 'gamma_channel_fgd': 4 * 4,
+                       'lambda_fgd': 5 * 4 * 213.28}, rel=1e-12))
+
+
+def test_a_norm_over_the_batch_keeps_its_value_at_other_batches():
+    """FKD's terms grow with the square root of the images in a step, the other methods' are means over them."""
+    paper = PROFILES['paper']
+    plain, eight = (scale_weights(FKDLoss, {}, paper, images) for images in (2, 8))
+    assert eight == pytest.approx({name: value / 2 for name, value in plain.items()}, rel=1e-12)
+    for method in (AMDLoss, MGDLoss, FGDLoss):
+        assert scale_weights(method, {}, paper, 8) == scale_weights(method, {}, paper)
+
+
+@pytest.mark.parametrize('name', methods.names())
+def test_a_factor_is_on_every_weight_of_a_method_and_on_nothing_else(name):
+    method = methods.find_method(name)
+    for options in (*method.PUBLISHED.values(), {}):
+        plain, less = (scale_weights(method, options, PROFILES['mini'], 4, factor) for factor in (1.0, 0.1))
+        assert less == {key: pytest.approx(value / 10, rel=1e-12) if key in method.WEIGHT_EXPONENTS else value
+                        for key, value in plain.items()}
+
+
+@pytest.mark.parametrize('profile', EVERY, ids=lambda profile: profile.name)
+def test_the_papers_features_are_not_scaled_and_students_start_as_fgds_and_mgds_do(profile):
+    if profile.name in ('paper', 'dryrun'):
+        assert (profile.reference_rms, profile.keep_features, profile.arm, profile.shipped) == (
+            None, False, 'inherit', '')
+    assert profile.arm in ('alone', 'inherit')
+    assert not (profile.shipped and profile.published)
 
 
 def test_the_rule_keeps_amds_weighted_term_for_the_same_error_an_element():

@@ -34,13 +34,16 @@ def keys(table):
 @pytest.mark.parametrize('group', GROUPS)
 def test_a_groups_rows_are_table_1s_then_further_methods_then_variants(group):
     further = [name for name in methods.names() if name not in keys('I')]
-    variants = [name for name, _, _, only in VARIANTS if only in (None, group)]
-    assert [row.name for row in ROWS.values() if row.group.name == group] == [*keys('I'), *further, *variants]
+    variants = [one.name for one in VARIANTS if one.only in (None, group)]
+    teacher, baseline, *compared = keys('I')
+    assert [row.name for row in ROWS.values() if row.group.name == group] == [
+        teacher, 'untrained', baseline, 'inherit', *compared, *further, *variants]
 
 
 def test_rows_are_known_by_group_and_name():
     assert all(key == row.id == row.reference == f'{row.group.name}-{row.name}' for key, row in ROWS.items())
-    assert [row.kind for row in ROWS.values() if row.group.name == 'retinanet'][:3] == ['teacher', 'baseline', 'method']
+    assert [row.kind for row in ROWS.values() if row.group.name == 'retinanet'][:5] == [
+        'teacher', 'teacher', 'baseline', 'inherit', 'method']
     assert all(row.is_teacher == (row.kind == 'teacher') for row in ROWS.values())
     assert all((row.method is None) == (row.kind != 'method') for row in ROWS.values())
 
@@ -61,10 +64,28 @@ def test_the_controls_mask_nothing_and_everything(group):
     assert choices_of(ROWS[f'{group}-amd-allmasked']) == ['all', 'se', 'conv2', 'after']
 
 
+@pytest.mark.parametrize('group', GROUPS)
+def test_the_controls_take_away_what_the_mask_or_the_teacher_knows(group):
+    assert choices_of(ROWS[f'{group}-amd-permuted']) == ['permuted', 'se', 'conv2', 'after']
+    assert choices_of(ROWS[f'{group}-amd-inverted']) == ['inverted', 'se', 'conv2', 'after']
+    assert [row.name for row in ROWS.values() if row.group.name == group and row.shuffled] == ['amd-shuffled']
+    assert [row.name for row in ROWS.values() if row.group.name == group and row.taught_by == 'untrained'] == [
+        'amd-untrained']
+
+
+@pytest.mark.parametrize('group', GROUPS)
+def test_methods_and_inherit_have_a_teacher_and_nothing_else_has(group):
+    for row in (row for row in ROWS.values() if row.group.name == group):
+        assert bool(row.taught_by) == (row.kind in ('method', 'inherit'))
+        assert not row.taught_by or ROWS[f'{group}-{row.taught_by}'].is_teacher
+
+
 @pytest.mark.parametrize('row', [row for row in ROWS.values() if row.name.startswith('amd-')], ids=lambda row: row.id)
 def test_a_variant_differs_from_the_full_method_in_one_choice_only(row):
-    full, (changes,) = ROWS[f'{row.group.name}-amd'], [changed for name, _, changed, _ in VARIANTS if name == row.name]
+    full, (one,) = ROWS[f'{row.group.name}-amd'], [one for one in VARIANTS if one.name == row.name]
+    changes = one.options
     assert row.method == full.method == 'amd'
+    assert len(changes) + (row.taught_by != full.taught_by) + (row.shuffled != full.shuffled) == 1
     different = [choice for choice, one, other in zip(CHOICES, choices_of(full), choices_of(row), strict=True)
                  if one != other]
     assert different == list(changes)
@@ -78,7 +99,7 @@ def test_a_variant_differs_from_the_full_method_in_one_choice_only(row):
 @pytest.mark.parametrize('row', [row for row in ROWS.values() if row.method in methods.names()], ids=lambda row: row.id)
 def test_a_rows_options_are_the_published_ones_of_its_pair(row):
     published = methods.find_method(row.method).PUBLISHED.get(row.group.published_weights, {})
-    changes = {name: changed for name, _, changed, _ in VARIANTS}.get(row.name, {})
+    changes = {one.name: one.options for one in VARIANTS}.get(row.name, {})
     assert row.options == {**published, **changes}
     for option, parameter in methods.options_of(row.method).items():
         assert row.value(option) == row.options.get(option, parameter.default)

@@ -13,7 +13,7 @@ from amdlib.paper.tables import TABLES, find_table, table_numbered
 with open(CSV, newline='') as file:
     PRINTED = list(csv.DictReader(file))
 every_table = pytest.mark.parametrize('table', TABLES.values(), ids=TABLES)
-CONTROLS = {'II': ['baseline', 'amd-unmasked', 'amd-allmasked']}    # what we add to the paper's lines
+CONTROLS = {'I': ['inherit'], 'II': ['baseline', 'amd-unmasked', 'amd-allmasked']}    # what we add to the paper's lines
 CONTROLS |= dict.fromkeys(('III', 'IV'), CONTROLS['II'])
 
 
@@ -65,6 +65,23 @@ def test_rows_of_every_group_or_one(table):
     assert table.rows() == rows
     for group in table.groups:
         assert table.rows(group) == [row for row in rows if row.group.name == group]
+
+
+@every_table
+def test_controls_are_further_lines_where_they_are_asked_for(table):
+    assert not set(table.controls) & set(table.lines)
+    assert table.with_controls().lines == (*table.lines, *table.controls)
+    rows = table.with_controls().rows()
+    assert [row for row in rows if row.name not in table.controls] == table.rows()
+    assert {row.name for row in rows} == {*table.lines, *table.controls}
+
+
+def test_a_line_is_compared_with_the_one_that_starts_alike():
+    first, ablation = TABLES['table1'], TABLES['table2']
+    assert {arm: first.reference_of('amd', arm) for arm in ('alone', 'inherit')} == {
+        'alone': 'baseline', 'inherit': 'inherit'}
+    assert first.reference_of('inherit', 'inherit') == 'baseline'       # what the start alone brings
+    assert ablation.reference_of('amd-mask', 'inherit') == 'amd'
 
 
 def test_methods_from_outside_are_further_lines(tmp_path):

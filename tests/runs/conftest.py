@@ -53,7 +53,7 @@ def finish(store, hashed):
             'settings_hash': hashed(run, store.dataset), 'settings_key': fingerprints.settings_key(run, store.dataset),
             'files': file_hashes(run), 'data': {'fingerprint': store.dataset.fingerprint},
             'code_fingerprint': fingerprints.code_fingerprint(run), 'versions': fingerprints.versions(),
-            'teacher': {'weights_sha256': teacher_sha} if run.row.method else None,
+            'teacher': {'weights_sha256': teacher_sha} if run.teacher() else None,
             'weights_sha256': weights_sha, 'numbers': NUMBERS, 'code': {'commit': 'c0ffee', 'clean': True},
             'train_s': 12.0, 'wall_s': 14.0, 'device': 'CPU', **changes})
         return folder

@@ -20,7 +20,7 @@ from amdlib.paper.pairs import GROUPS
 from amdlib.paper.printed import paper_groups
 from amdlib.paper.profiles import PROFILES
 from amdlib.paper.rows import ROWS
-from amdlib.runs.config import config, describe_lr, get_config, settings_hash
+from amdlib.runs.config import Taught, config, describe_lr, get_config, settings_hash
 from amdlib.runs.run import Run, table_runs
 from amdlib.runs.store import file_hashes
 from amdlib.weights.reading import load_strictly
@@ -204,11 +204,12 @@ def test_the_papers_weights_of_mgd_and_amd(cfg_of, group, alpha, ratio):
 
 
 @pytest.mark.parametrize(('group', 'weights'), [
-    ('retinanet', (1e-3, 5e-4, 5e-4, 5e-6)), ('reppoints', (1.6e-3, 8e-4, 8e-4, 8e-6)),
-    ('faster_rcnn', (5e-5, 2.5e-5, 5e-5, 5e-7))])
+    ('retinanet', (1e-3, 5e-4, 5e-4, 5e-4, 5e-6)), ('reppoints', (1.6e-3, 8e-4, 8e-4, 8e-4, 8e-6)),
+    ('faster_rcnn', (5e-5, 2.5e-5, 5e-5, 5e-5, 5e-7))])
 def test_the_papers_weights_of_fgd(cfg_of, group, weights):
     options = cfg_of(f'{group}-fgd').model.options
-    assert options == dict(zip(('alpha_fgd', 'beta_fgd', 'gamma_fgd', 'lambda_fgd'), weights, strict=True))
+    names = ('alpha_fgd', 'beta_fgd', 'gamma_fgd', 'gamma_channel_fgd', 'lambda_fgd')     # gamma is one there
+    assert options == dict(zip(names, weights, strict=True))
     assert FGDLoss(4, 4).temp == 0.5
 
 
@@ -272,7 +273,7 @@ def test_a_shortened_paper_run_keeps_the_shape_of_its_schedule():
 
 def test_weight_files_reach_the_config(dataset, tiny, weight_file, tmp_path):
     cfg = config(Run.of('retinanet-amd', tiny, 0, {'backbone': str(weight_file)}), dataset,
-                 teacher_weights=tmp_path / 'weights.pth')
+                 taught=Taught(tmp_path / 'weights.pth'))
     assert cfg.model.student.backbone.init_cfg == {'type': 'Pretrained', 'checkpoint': str(weight_file)}
     assert cfg.model.teacher.backbone.init_cfg is None
     assert cfg.model.teacher_weights == str(tmp_path / 'weights.pth')
@@ -287,10 +288,75 @@ def test_switches_reach_the_config(dataset, tiny):
     assert cfg.optim_wrapper.type == 'BFloat16OptimWrapper'
     assert (cfg.model.compile_teacher, cfg.model.half_teacher) == (True, 'bf16')
     assert set(run.teacher().settings) == {'gpus', 'amp', 'tf32', 'channels_last', 'fused'}
-    table = table_runs('table1', 'mini', 'retinanet', settings={'compile_teacher': True, 'amp': 'bf16'})
+    table = table_runs('table1', 'small', 'retinanet', settings={'compile_teacher': True, 'amp': 'bf16'})
     assert {run.row.name: run.recipe.compile_teacher for run in table} == {
         run.row.name: run.row.method is not None for run in table}
     assert {run.recipe.amp for run in table} == {'bf16'}
+
+
+# ---- kept and scaled features, arms, splits ---------------------------------------------------------------------
+
+def test_what_a_student_takes_from_its_teacher(dataset, bed):
+    run = Run.of('retinanet-amd', bed)
+    taught = Taught(Path('/t/weights.pth'), Path('/t/features'), (4.0, 2.0, 1.0, 0.5, 0.25))
+    plain, model = config(run, dataset).model, config(run, dataset, taught=taught).model
+    assert (model.teacher_weights, model.kept, model.alone) == ('/t/weights.pth', '/t/features', True)
+    assert (model.reference_rms, model.scales) == (0.5, [8.0, 4.0, 2.0, 1.0, 0.5])
+    assert (plain.teacher_weights, plain.kept, plain.scales, plain.alone) == (None, None, None, True)
+    some = config(Run.of('retinanet-amd', bed, 0, {'levels': (1, 3), 'reference': 0.25}), dataset, taught=taught).model
+    assert (tuple(some.levels), some.scales) == ((1, 3), [8.0, 2.0])
+    one = Run.of('retinanet-amd', bed, 0, {'levels': (1, 2), 'one_scale': True})
+    assert config(one, dataset, taught=taught).model.scales == [pytest.approx(2.5 ** .5 / 0.5)] * 2     # (2^2 + 1) / 2
+
+
+@pytest.mark.parametrize('row', METHOD_ROWS)
+def test_at_paper_the_losses_see_features_as_they_are(cfg_of, row):
+    model = cfg_of(row).model
+    assert not {'scales', 'reference_rms', 'alone', 'kept'} & set(model)
+    taught = Taught(Path('/t/weights.pth'), feature_rms=(4.0,) * 5)     # whoever has measured them
+    assert 'scales' not in config(Run.of(row, 'paper'), taught=taught).model
+
+
+def test_the_row_inherit_is_a_detector_that_starts_from_its_teacher(cfg_of, dataset, tiny):
+    for group in GROUPS:
+        cfg = config(Run.of(f'{group}-inherit', tiny), dataset, taught=Taught(Path('/t/weights.pth')))
+        head = 'bbox_head' if GROUPS[group].one_stage else 'rpn_head'
+        assert cfg.inherit.to_dict() == {'parts': ('neck', head), 'weights': '/t/weights.pth'}
+        baseline = config(Run.of(f'{group}-baseline', tiny), dataset)
+        assert {**cfg.to_dict(), 'inherit': None} == {**baseline.to_dict(), 'inherit': None}
+
+
+@pytest.mark.parametrize('profile', PROFILES)
+@pytest.mark.parametrize('group', GROUPS)
+def test_an_untrained_teacher_is_the_teacher_with_random_weights(cfg_of, group, profile):
+    untrained, teacher = cfg_of(f'{group}-untrained', profile), cfg_of(f'{group}-teacher', profile)
+    assert untrained.pop('untrained') is True
+    assert untrained.model.backbone.init_cfg is None
+    teacher.model.backbone.init_cfg = None
+    assert untrained.to_dict() == teacher.to_dict()
+
+
+def test_a_run_is_evaluated_on_the_split_that_its_name_says(dataset, tiny):
+    run = Run.of('retinanet-amd', tiny, 0, {'split': 'val'})
+    cfg = config(run, dataset)
+    assert run.id == 'retinanet-amd+split=val-s0'
+    assert cfg.test_dataloader.dataset.ann_file == cfg.test_evaluator.ann_file == str(dataset.val_ann)
+    assert cfg.test_dataloader.dataset.data_prefix.img == str(dataset.val_images)
+    assert cfg.train_dataloader.dataset.ann_file == str(dataset.train_ann)
+    with pytest.raises(SettingError, match='split=val: cells has no such split'):
+        config(run, CELLS)
+
+
+def test_sgd_is_mmdets_own_of_the_student(dataset, tiny):
+    for row, lr in (('retinanet-amd', 0.01), ('faster_rcnn-amd', 0.02)):
+        optimizer = config(Run.of(row, tiny, 0, {'optimizer': 'sgd'}), dataset).optim_wrapper.optimizer
+        assert optimizer.to_dict() == {'type': 'SGD', 'lr': lr, 'momentum': 0.9, 'weight_decay': 1e-4}
+    given = config(Run.of('retinanet-amd', tiny, 0, {'optimizer': 'sgd', 'lr': 0.1}), dataset).optim_wrapper.optimizer
+    assert (given.type, given.lr) == ('SGD', 0.1)
+    assert get_config(GROUPS['retinanet'].student_config).optim_wrapper.optimizer.lr == 0.01    # a copy was changed
+    assert Run.of('retinanet-amd', 'paper', 0, {'optimizer': 'sgd'}) == Run.of('retinanet-amd', 'paper')
+    with pytest.raises(SettingError, match='optimizer=adamw: profile paper trains with the SGD of mmdet'):
+        Run.of('retinanet-amd', 'paper', 0, {'optimizer': 'adamw'})
 
 
 # ---- the learning rate ------------------------------------------------------------------------------------------
@@ -329,14 +395,18 @@ def hash_of(profile, dataset, row='retinanet-amd', seed=0, settings=None, **path
     return settings_hash(config(Run.of(row, profile, seed, settings), dataset, **paths))
 
 
-def test_paths_and_workers_do_not_count_as_settings(dataset, tiny, tmp_path):
+def test_paths_workers_and_what_follows_from_a_teacher_do_not_count_as_settings(dataset, tiny, bed, tmp_path):
     wanted = hash_of(tiny, dataset)
     assert len(wanted) == 16
-    assert hash_of(tiny, dataset, work_dir='/elsewhere', teacher_weights='/some/weights.pth') == wanted
+    taught = Taught(Path('/some/weights.pth'), Path('/some/features'), (1.0, 2.0, 3.0, 4.0, 5.0))
+    for profile in (tiny, bed):
+        assert hash_of(profile, dataset, work_dir='/elsewhere', taught=taught) == hash_of(profile, dataset)
+        elsewhere = {'row': 'retinanet-inherit', 'taught': taught}
+        assert hash_of(profile, dataset, **elsewhere) == hash_of(profile, dataset, 'retinanet-inherit')
     moved = replace(dataset, **{key: tmp_path / 'moved' / getattr(dataset, key).name
                                 for key in ('train_ann', 'train_images', 'test_ann', 'test_images')})
     assert hash_of(tiny, moved) == wanted
-    assert hash_of(replace(tiny, workers=3), dataset) == hash_of(replace(tiny, workers=1), dataset) != wanted
+    assert hash_of(replace(tiny, workers=3), dataset) == wanted
 
 
 def test_a_weight_files_folder_does_not_count_but_its_content_does(dataset, tiny, tmp_path):
@@ -363,8 +433,21 @@ CHANGES = [
     {'settings': {'batch_size': 3}}, {'settings': {'amp': True}}, {'settings': {'spatial': 'random'}}, {'seed': 1},
     {'settings': {'gpus': 2}}, {'settings': {'accumulate': 2}}, {'settings': {'tf32': True}},
     {'settings': {'channels_last': True}}, {'settings': {'fused': True}}, {'settings': {'half_teacher': 'bf16'}},
-    {'settings': {'compile_teacher': True}}, {'row': 'retinanet-mgd'}, {'image_px': (96, 96)}, {'neck_channels': 128},
+    {'settings': {'compile_teacher': True}}, {'settings': {'levels': (0, 1)}}, {'settings': {'factor': 0.1}},
+    {'settings': {'reference': 0.5}}, {'settings': {'one_scale': True}}, {'settings': {'optimizer': 'sgd'}},
+    {'settings': {'split': 'val'}}, {'settings': {'inherit': False}}, {'row': 'retinanet-amd-shuffled'},
+    {'reference_rms': 0.5}, {'keep_features': True}, {'arm': 'alone'}, {'row': 'retinanet-mgd'},
+    {'image_px': (96, 96)}, {'neck_channels': 128},
     {'proposals': 30, 'row': 'faster_rcnn-amd'}]
+
+
+@pytest.mark.parametrize('part', ['student', 'teacher'])
+def test_the_sizes_of_anchors_are_settings(dataset, tiny, part):
+    """Of two-stage detectors they are called scales, as the Distiller's constants are."""
+    cfg = config(Run.of('faster_rcnn-amd', tiny), dataset)
+    before = settings_hash(cfg)
+    cfg.model[part].rpn_head.anchor_generator.scales = [7]
+    assert settings_hash(cfg) != before
 
 
 @pytest.mark.parametrize('changes', CHANGES, ids=str)

@@ -132,8 +132,9 @@ def test_an_edit_of_a_methods_class_is_seen_by_that_method(stale, name):
     ('methods/level.py', 'LevelLoss', METHODS),
     ('methods/level.py', 'align_channels', {'amd', 'fgd', 'mgd', 'fitnet'}),
     ('methods/level.py', 'squared_error', {'amd', 'fgd', 'mgd', 'fitnet'}),
-    ('methods/level.py', 'RandomMask', METHODS),            # LevelLoss.reseed knows it
-    ('methods/level.py', 'random_keep_mask', METHODS),      # which RandomMask draws by
+    ('methods/level.py', 'DrawnMask', METHODS),             # LevelLoss.reseed knows it
+    ('methods/level.py', 'RandomMask', {'amd', 'mgd'}),
+    ('methods/level.py', 'random_keep_mask', {'amd', 'mgd'}),       # which RandomMask draws by
     ('methods/amd.py', 'spatial_attention', {'amd', 'fgd', 'fkd'}),
     ('methods/amd.py', 'GenerationBlock', {'amd', 'mgd'}),
     ('methods/amd.py', '_conv3x3', {'amd', 'mgd'}),         # which GenerationBlock is made of

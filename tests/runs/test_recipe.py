@@ -59,7 +59,8 @@ def test_values_are_kept_by_name_in_order_and_by_kind():
     {'phi': 1.0}, {'phi': 1}, {'temperature': 0.5}, {'alpha': 2e-5}, {'mask_ratio': 0.65},
     {'spatial': 'adaptive', 'generation': 'conv2'},
     {'gpus': 1, 'accumulate': 1, 'amp': 'off', 'tf32': False, 'channels_last': False, 'fused': False,
-     'compile_teacher': False, 'half_teacher': 'off'}], ids=str)
+     'compile_teacher': False, 'half_teacher': 'off', 'factor': 1, 'one_scale': False, 'split': 'test',
+     'teachers': 'shipped', 'teacher_seed': 0, 'levels': (0, 1, 2, 3, 4)}], ids=str)
 def test_the_rows_own_value_is_no_change(same):
     assert of(**same) == Recipe()
 
@@ -67,6 +68,14 @@ def test_the_rows_own_value_is_no_change(same):
 def test_the_profiles_own_value_is_a_change():
     """A profile's schedule may be another tomorrow."""
     assert of(epochs=5).changed() == {'epochs': 5}
+
+
+@pytest.mark.parametrize('levels', [(0, 1, 2), [2, 1, 0, 1], 'levels=0,1,2', 'levels=[0, 2, 1]'], ids=str)
+def test_levels_are_a_set_in_the_pyramids_order(levels):
+    given = parse([levels])['levels'] if isinstance(levels, str) else levels
+    assert of(levels=given).levels == (0, 1, 2)
+    assert of(levels=3).levels == (3,)
+    assert of(levels=(4, 3, 2, 1, 0)) == Recipe()
 
 
 def test_half_precision_without_a_kind_is_float16_as_in_mmdet():
@@ -85,6 +94,11 @@ def test_half_precision_without_a_kind_is_float16_as_in_mmdet():
     ({'amp': 1}, ['amp=1', 'off, bf16, fp16']), ({'half_teacher': 'half'}, ["half_teacher='half'", 'bf16']),
     ({'spatial': 3}, ['spatial=3', 'str']), ({'spatial': 'some'}, ['retinanet-amd', "spatial='some'", 'adaptive']),
     ({'mask_ratio': 2.0}, ['retinanet-amd', 'mask_ratio=2.0']), ({'phi': -1.0, 'mask_ratio': 3.0}, ['retinanet-amd']),
+    ({'factor': 0}, ['factor=0', 'positive']), ({'reference': -1.0}, ['reference=-1', 'positive']),
+    ({'levels': (0, 7)}, ['levels=(0, 7)', '0, 1, 2, 3, 4']), ({'levels': ()}, ['levels=()', 'some of']),
+    ({'optimizer': 'adam'}, ["optimizer='adam'", 'adamw, sgd']), ({'split': 'train'}, ["split='train'", 'test, val']),
+    ({'inherit': 1}, ['inherit=1', 'bool']), ({'teacher_seed': -1}, ['teacher_seed=-1', 'positive']),
+    ({'teachers': 'old'}, ["teachers='old'", 'shipped, fresh']),
     ({'teacher_checkpoint': 'no/such.pth'}, ['teacher_checkpoint=no/such.pth', 'no such file']),
     ({'backbone': '.'}, ['backbone=.', 'a folder, expected a file'])], ids=lambda value: str(value)[:40])
 def test_a_value_that_does_not_fit_is_refused_with_what_would(values, words):
@@ -110,6 +124,14 @@ def test_a_table_gives_each_row_what_it_has_under_its_own_name():
                                                           'teacher_backbone': 'x.pth'}
     # a backbone is the students'; of the teacher it is called so
     assert own_settings(ROWS['retinanet-teacher'], {'backbone': 'x.pth'}) == {}
+    # how it starts is a question of one-stage students of a method
+    assert own_settings(ROWS['retinanet-amd'], {'inherit': True}) == {'inherit': True}
+    for row in ('retinanet-baseline', 'retinanet-inherit', 'retinanet-teacher', 'faster_rcnn-amd'):
+        assert own_settings(ROWS[row], {'inherit': True}) == {}
+    # and a teacher is reported on one split and has a seed of its own
+    assert own_settings(ROWS['retinanet-teacher'], {'split': 'val', 'teacher_seed': 3}) == {}
+    assert own_settings(ROWS['retinanet-inherit'], {'split': 'val', 'teacher_seed': 3, 'factor': 0.1}) == {
+        'split': 'val', 'teacher_seed': 3}
 
 
 @pytest.mark.parametrize('key', ['phi', 'checkpoint', 'epoch'])

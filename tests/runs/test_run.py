@@ -1,17 +1,20 @@
 """run.py: runs by name, their teachers and files; the runs behind tables, figures and sweeps; runs as JSON."""
+import hashlib
 import subprocess
 import sys
 from dataclasses import replace
 
 import pytest
 
-from amdlib.errors import SettingError
+from amdlib import methods
+from amdlib.errors import SettingError, WeightsError
 from amdlib.files import ROOT
 from amdlib.paper.pairs import GROUPS
 from amdlib.paper.printed import paper_groups
 from amdlib.paper.profiles import DRY_RUN, PROFILES
 from amdlib.paper.rows import ROWS, find_row
 from amdlib.paper.tables import TABLES
+from amdlib.runs import run as run_module
 from amdlib.runs.recipe import Means
 from amdlib.runs.run import Run, row_runs, sweep_runs, table_runs, with_teachers
 from amdlib.weights import published
@@ -82,13 +85,143 @@ def test_images_behind_an_update():
 
 # ---- teachers ---------------------------------------------------------------------------------------------------
 
-def test_the_teachers_run_takes_the_recipe_and_seed_0():
+@pytest.mark.parametrize('row', ['retinanet-amd', 'retinanet-inherit'])
+def test_a_trained_teacher_takes_the_recipe_and_a_seed_of_its_own(row):
     shared = {'epochs': 2, 'lr': 0.01, 'batch_size': 3, 'amp': True}
-    run = Run.of('retinanet-amd', 'mini', 3, {**shared, 'phi': 0.5})
-    assert run.teacher() == Run.of('retinanet-teacher', 'mini', 0, shared)
+    run = Run.of(row, 'small', 3, shared)
+    assert run.teacher() == Run.of('retinanet-teacher', 'small', 0, shared)
+    other = Run.of(row, 'small', 3, {**shared, 'teacher_seed': 4})
+    assert other.teacher() == Run.of('retinanet-teacher', 'small', 4, shared)
+    assert other.id == run.id.replace('-s3', '+teacher_seed=4-s3')
+
+
+def test_which_rows_have_a_teacher():
     assert Run.of('faster_rcnn-fgd', 'mini').teacher().id == 'faster_rcnn-teacher-s0'
-    assert Run.of('retinanet-baseline', 'mini').teacher() is None
-    assert Run.of('retinanet-teacher', 'mini').teacher() is None
+    assert Run.of('retinanet-inherit', 'mini').teacher().id == 'retinanet-teacher-s0'
+    for row in ('baseline', 'teacher', 'untrained'):
+        assert Run.of(f'retinanet-{row}', 'mini').teacher() is None
+
+
+def test_no_setting_of_a_student_reaches_a_shipped_teacher(weight_file):
+    shared = {'epochs': 2, 'lr': 0.01, 'batch_size': 3}
+    shipped = Run.of('retinanet-teacher', 'mini')
+    for row, settings in (('amd', {**shared, 'phi': 0.5}), ('amd', {'factor': 0.1, 'split': 'val'}),
+                          ('inherit', {**shared, 'optimizer': 'sgd'})):
+        assert Run.of(f'retinanet-{row}', 'mini', 3, settings).teacher() == shipped
+    seeded = Run.of('retinanet-amd', 'mini', 0, {**shared, 'teacher_seed': 2})
+    assert seeded.teacher() == replace(shipped, seed=2)
+    fresh = Run.of('retinanet-amd', 'mini', 0, {**shared, 'teachers': 'fresh'})
+    assert fresh.teacher() == Run.of('retinanet-teacher', 'mini', 0, {**shared, 'teachers': 'fresh'})
+    for key in ('checkpoint', 'backbone'):      # what is said of the teacher does
+        given = Run.of('retinanet-amd', 'mini', 0, {**shared, f'teacher_{key}': str(weight_file)})
+        assert given.teacher() == Run.of('retinanet-teacher', 'mini', 0, {key: str(weight_file)})
+
+
+@pytest.mark.parametrize('profile', PROFILES)
+def test_no_setting_reaches_an_untrained_teacher(profile, weight_file):
+    settings = {'epochs': 2, 'lr': 0.01, 'teacher_checkpoint': str(weight_file), 'teacher_backbone': str(weight_file)}
+    assert Run.of('retinanet-amd-untrained', profile, 3, settings).teacher() == Run.of('retinanet-untrained', profile)
+
+
+def test_fresh_teachers_are_asked_for_where_some_are_shipped():
+    assert Run.of('retinanet-amd', 'small', 0, {'teachers': 'fresh'}) == Run.of('retinanet-amd', 'small')
+    with pytest.raises(SettingError, match='teachers=fresh: teachers of profile paper are published, none is trained'):
+        Run.of('retinanet-amd', 'paper', 0, {'teachers': 'fresh'})
+
+
+@pytest.fixture
+def shipping(tmp_path, monkeypatch):
+    """Puts a file below the kit's folder, as it ships them; returns its path relative to that."""
+    monkeypatch.setattr(run_module, 'ROOT', tmp_path)
+
+    def put(name, content=b'weights'):
+        file = tmp_path / PROFILES['mini'].shipped / f'{name}-{hashlib.sha256(content).hexdigest()[:8]}.pth'
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+        return str(file.relative_to(tmp_path))
+    return put
+
+
+def test_shipped_teachers_are_taken_unless_fresh_ones_are_asked_for(shipping, tmp_path, weight_file):
+    teacher = Run.of('retinanet-teacher', 'mini')
+    assert teacher.published_files() == {}      # none is shipped: it is trained
+    file, second = shipping('retinanet-teacher-s0'), shipping('retinanet-teacher-s1', b'second')
+    assert teacher.published_files() == {'checkpoint': file}
+    assert teacher.find_files(Sources()) == {'checkpoint': str(tmp_path / file)}
+    assert Run.of('retinanet-amd', 'mini', 5).teacher().published_files() == {'checkpoint': file}
+    seeded = Run.of('retinanet-amd', 'mini', 5, {'teacher_seed': 1}).teacher()
+    assert seeded.published_files() == {'checkpoint': second}
+    for settings in ({'teachers': 'fresh'}, {'epochs': 3}, {'backbone': str(weight_file)},
+                     {'checkpoint': str(weight_file)}):         # what a teacher is told to be, it is
+        assert Run.of('retinanet-teacher', 'mini', 0, settings).published_files() == {}
+    for run in (Run.of('retinanet-untrained', 'mini'), Run.of('reppoints-teacher', 'mini'),
+                Run.of('retinanet-teacher', 'small'), Run.of('retinanet-baseline', 'mini')):
+        assert run.published_files() == {}
+    (tmp_path / file).write_bytes(b'damaged')
+    with pytest.raises(WeightsError, match='damaged or another file'):
+        teacher.find_files(Sources())
+    shipping('retinanet-teacher-s0', b'another')
+    with pytest.raises(SettingError, match='more than one retinanet-teacher-s0'):
+        teacher.published_files()
+
+
+def test_students_start_from_a_shipped_backbone(shipping, weight_file):
+    file = shipping('backbone')
+    for row in ('retinanet-baseline', 'retinanet-inherit', 'faster_rcnn-amd'):
+        assert Run.of(row, 'mini').published_files() == {'backbone': file}
+        assert Run.of(row, 'mini', 0, {'backbone': str(weight_file)}).published_files() == {}
+    for row in ('retinanet-teacher', 'retinanet-untrained'):
+        assert Run.of(row, 'mini').published_files() == {}
+
+
+# ---- arms, levels, scales ---------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('profile', [*PROFILES.values(), DRY_RUN], ids=lambda profile: profile.name)
+@pytest.mark.parametrize('group', GROUPS)
+def test_how_a_student_starts(profile, group):
+    one_stage = GROUPS[group].one_stage
+    head = ('neck', 'bbox_head') if one_stage else ('neck', 'rpn_head')
+    assert Run.of(f'{group}-inherit', profile).inherits == head
+    for row in ('baseline', 'teacher', 'untrained'):
+        assert (Run.of(f'{group}-{row}', profile).inherits, Run.of(f'{group}-{row}', profile).arm) == ((), 'alone')
+    run = Run.of(f'{group}-amd', profile)
+    assert run.arm == (profile.arm if one_stage else 'alone')
+    assert run.inherits == (head if run.arm == 'inherit' else ())
+    if one_stage:
+        for wanted, arm in ((True, 'inherit'), (False, 'alone')):
+            assert Run.of(f'{group}-amd', profile, 0, {'inherit': wanted}).arm == arm
+    else:
+        assert Run.of(f'{group}-amd', profile, 0, {'inherit': False}) == run
+        with pytest.raises(SettingError, match='a two-stage student of a method starts alone'):
+            Run.of(f'{group}-amd', profile, 0, {'inherit': True})
+
+
+def test_an_arm_of_a_table_is_that_of_its_one_stage_methods():
+    for settings, arm in (({'inherit': True}, None), ({}, 'inherit')):
+        runs = table_runs('table1', 'mini', settings=settings, arm=arm)
+        assert {run.id for run in runs if run.settings} == {
+            f'{run.row.id}+inherit=True-s0' for run in runs if run.row.method and run.row.group.one_stage}
+    assert table_runs('table1', 'mini', arm='alone') == table_runs('table1', 'mini')
+
+
+def test_levels_and_scales_of_a_run():
+    run = Run.of('retinanet-amd', 'mini', 1, {'levels': [2, 0, 1], 'reference': 0.25, 'one_scale': True})
+    assert run.id == 'retinanet-amd+levels=0-1-2+one_scale=True+reference=0.25-s1'
+    assert (run.levels, run.reference_rms) == ((0, 1, 2), 0.25)
+    plain = Run.of('retinanet-amd', 'mini')
+    assert (plain.levels, plain.reference_rms) == (GROUPS['retinanet'].levels, PROFILES['mini'].reference_rms)
+    assert Run.of('retinanet-amd', 'mini', 0, {'levels': (0, 1, 2, 3, 4)}) == plain
+    for profile in ('small', 'paper'):
+        assert Run.of('retinanet-amd', profile).reference_rms is None
+    for row in ('baseline', 'inherit', 'teacher'):      # no loss looks at features
+        assert Run.of(f'retinanet-{row}', 'mini').reference_rms is None
+
+
+@pytest.mark.parametrize('row', METHOD_ROWS)
+def test_a_factor_is_on_every_weight(row):
+    plain, less = Run.of(row, 'mini').options(), Run.of(row, 'mini', 0, {'factor': 0.1}).options()
+    weights = methods.find_method(ROWS[row].method).WEIGHT_EXPONENTS
+    assert less == {key: pytest.approx(value / 10) if key in weights else value for key, value in plain.items()}
 
 
 def test_with_teachers_names_each_run_once_and_teachers_first():
@@ -97,8 +230,11 @@ def test_with_teachers_names_each_run_once_and_teachers_first():
     assert with_teachers([student, other, student]) == [teacher, student, other]
     assert with_teachers([student, teacher]) == [teacher, student]
     assert with_teachers([Run.of('retinanet-baseline', 'mini')]) == [Run.of('retinanet-baseline', 'mini')]
-    with_epochs = Run.of('retinanet-amd', 'mini', 0, {'epochs': 2})   # another schedule, another teacher
-    assert with_teachers([student, with_epochs])[:2] == [teacher, Run.of('retinanet-teacher', 'mini', 0, {'epochs': 2})]
+    fresh = {'epochs': 2, 'teachers': 'fresh'}      # another schedule, another teacher
+    assert with_teachers([student, Run.of('retinanet-amd', 'mini', 0, fresh)])[:2] == [
+        teacher, Run.of('retinanet-teacher', 'mini', 0, fresh)]
+    control = Run.of('retinanet-amd-untrained', 'mini')
+    assert with_teachers([control, student]) == [Run.of('retinanet-untrained', 'mini'), teacher, control, student]
 
 
 # ---- published weights ------------------------------------------------------------------------------------------
@@ -107,6 +243,9 @@ def test_with_teachers_names_each_run_once_and_teachers_first():
 def test_what_a_row_takes_from_the_zoo(row):
     assert Run.of(row, 'mini').published_files() == Run.of(row, 'small').published_files() == {}
     assert Run.of(row, DRY_RUN).published_files() == {}
+    if ROWS[row].name == 'untrained':
+        assert Run.of(row, 'paper').published_files() == {}
+        return
     ((key, url),) = Run.of(row, 'paper').published_files().items()
     if ROWS[row].is_teacher:
         assert (key, url) == ('checkpoint', ROWS[row].group.teacher_url)
@@ -189,9 +328,18 @@ def test_a_tables_settings_reach_each_row_under_its_own_name(weight_file):
 
 def test_rows_of_a_group_by_their_names():
     runs = row_runs('faster_rcnn', ['teacher', 'amd', 'teacher'], 'mini', 2, {'epochs': 1, 'compile_teacher': True})
-    assert [run.id for run in runs] == ['faster_rcnn-teacher+epochs=1-s0',
-                                        'faster_rcnn-amd+compile_teacher=True+epochs=1-s2']
+    assert [run.id for run in runs] == ['faster_rcnn-teacher-s0', 'faster_rcnn-amd+compile_teacher=True+epochs=1-s2']
     assert runs[1].teacher() == runs[0]
+
+
+@pytest.mark.parametrize('settings', [{}, {'epochs': 3}, {'epochs': 3, 'teachers': 'fresh'}, {'teacher_seed': 2}],
+                         ids=str)
+@pytest.mark.parametrize('profile', ['mini', 'small'])
+def test_the_teacher_in_a_table_is_the_one_that_its_students_learn_from(profile, settings):
+    for runs in (table_runs('table1', profile, seeds=(0, 1), settings=settings),
+                 row_runs('retinanet', ['teacher', 'inherit', 'amd'], profile, 0, settings)):
+        teachers = {run for run in runs if run.row.name == 'teacher'}
+        assert {run.teacher() for run in runs if run.row.taught_by} == teachers
 
 
 def test_a_sweep_is_a_run_a_value_and_seed_and_holds_the_row_itself():
@@ -238,7 +386,9 @@ def test_bad_input_is_refused_with_what_is_known(call, words):
 @pytest.mark.parametrize('profile', [*PROFILES, 'dryrun'])
 def test_a_run_comes_back_from_json(through_json, profile, weight_file):
     settings = {'epochs': 2, 'amp': True, 'backbone': str(weight_file)}
+    narrow = {'levels': (0, 2), 'reference': 0.25, 'inherit': True, 'teacher_seed': 1, 'split': 'val', 'factor': 0.1}
     for run in (Run.of('retinanet-amd', profile, 1, {**settings, 'phi': 0.7, 'spatial': 'random'}),
+                Run.of('retinanet-amd', profile, 1, narrow),
                 Run.of('faster_rcnn-teacher', profile), Run.of('reppoints-baseline', profile, 0, settings)):
         back = Run.from_dict(through_json(run.to_dict()))
         assert back == run
@@ -251,7 +401,7 @@ def test_a_run_comes_back_from_json(through_json, profile, weight_file):
 def test_a_loss_from_outside_is_a_run_with_settings_of_its_own(mine, through_json):
     run = Run.of(f'retinanet-{mine}', 'mini', 1, {'power': 1, 'epochs': 2})
     assert run.id == 'retinanet-own.Mine+epochs=2+power=1-s1'
-    assert run.teacher() == Run.of('retinanet-teacher', 'mini', 0, {'epochs': 2})
+    assert run.teacher() == Run.of('retinanet-teacher', 'mini')
     assert run.value('weight') == 1e-5
     assert run.options() == {'power': 1, 'weight': pytest.approx(1e-5 * 256 / 64 * 1333 * 800 / 128 ** 2)}
     assert Run.from_dict(through_json(run.to_dict())) == run
@@ -289,3 +439,28 @@ def test_runs_are_known_without_mmdet():
 def test_means_are_no_part_of_a_run():
     assert not {'device', 'jobs', 'workers', 'tensorboard'} & set(Run.of('retinanet-amd', 'mini').to_dict()['settings'])
     assert set(Means().to_dict()) == {'device', 'jobs', 'workers', 'tensorboard', 'sources', 'teacher_check_images'}
+
+
+# ---- arms and controls ------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(('own', 'other'), [('alone', 'inherit'), ('inherit', 'alone')])
+def test_an_arm_is_a_setting_of_those_that_know_another(own, other):
+    """The profile's own arm changes no name: the same runs, whoever asks."""
+    profile = replace(PROFILES['mini'], arm=own)
+    table = TABLES['table1'].with_controls()
+    by_default = table_runs('table1', profile, controls=True)
+    assert by_default == table_runs('table1', profile, arm=own, controls=True) == table_runs(table, profile)
+    for run, usual in zip(table_runs('table1', profile, arm=other, controls=True), by_default, strict=True):
+        if run.row.method and run.row.group.one_stage:
+            assert (run.settings, run.arm, usual.arm) == ({'inherit': other == 'inherit'}, other, own)
+        else:
+            assert run == usual
+    swept = sweep_runs('retinanet-amd', 'phi', [0.5], profile, arm=other)
+    assert [(run.arm, run.value('phi')) for run in swept] == [(other, 0.5)]
+
+
+def test_an_unknown_arm_or_one_told_twice_is_refused():
+    with pytest.raises(SettingError, match="arm='both': expected one of alone, inherit"):
+        table_runs('table1', 'mini', arm='both')
+    with pytest.raises(SettingError, match='arm=alone and inherit=True: give one of them'):
+        table_runs('table1', 'mini', arm='alone', settings={'inherit': True})

@@ -18,7 +18,7 @@ from amdlib.runs import config, fingerprints
 from amdlib.runs.progress import FILE as PROGRESS
 from amdlib.runs.recipe import Means
 from amdlib.runs.run import Run
-from amdlib.runs.store import State, Store, open_store, read_scalars
+from amdlib.runs.store import State, Store, open_store, read_scalars, told_machine
 
 from .conftest import MINE, NUMBERS
 
@@ -228,6 +228,20 @@ def test_collect_gives_a_line_a_run(store, amd, tiny, finish):
     assert table.AP_S.isna().all()
     assert table.run.tolist() == [run.id for run in runs]
     assert table.settings_hash.nunique() == 3
+    assert table.arm.tolist() == [run.arm for run in runs]
+
+
+def test_what_computed_a_runs_digits_is_told_in_a_line(store, amd, finish):
+    finish(amd.teacher())
+    for more, told in (({}, ''), ({'machine': {'cpu': 'X5', 'instructions': 'AVX2'}, 'device': 'CPU'}, 'X5, AVX2'),
+                       ({'machine': {'cpu': 'X5', 'instructions': 'AVX2'}, 'device': 'H100'}, 'X5, AVX2, H100')):
+        assert told_machine({'device': 'CPU', **more}) == told
+    assert store.collect([amd.teacher()]).machine.tolist() == [told_machine(store.record(amd.teacher()))]
+
+
+def test_the_split_that_is_reported(store, tiny):
+    assert store.reported(Run.of('retinanet-baseline', tiny)) == store.dataset.test_ann
+    assert store.reported(Run.of('retinanet-baseline', tiny, 0, {'split': 'val'})) == store.dataset.val_ann
 
 
 def test_a_dry_runs_numbers_go_into_no_table(store, tiny):

@@ -81,6 +81,14 @@ def test_a_targets_runs_by_hand(store):
     assert {run.epochs for run in TARGETS['method'].runs(store, given)} == {2}
 
 
+def test_arm_and_controls_reach_the_runs_and_the_notebooks(store):
+    given = Given('retinanet', arm='inherit', controls=True)
+    assert given.parameters() == {'group': 'retinanet', 'seeds': [0], 'arm': 'inherit', 'controls': True}
+    assert TARGETS['table1'].runs(store, given) == table_runs('table1', store.profile, 'retinanet', arm='inherit',
+                                                             controls=True)
+    assert {run.arm for run in TARGETS['fig4'].runs(store, given)} == {'inherit'}
+
+
 def test_a_loss_of_ones_own_is_a_line_of_a_table(store, mine):
     runs = TARGETS['table1'].runs(store, Given('retinanet', methods=(mine,)))
     assert runs[-1] == Run.of(f'retinanet-{mine}', store.profile)
@@ -102,8 +110,8 @@ class Workshop:
         folder.mkdir()
         for target in TARGETS.values():
             names = ['profile', 'data', 'how', 'group', 'settings', *target.parameters]
-            names += ['seeds', 'methods', 'force'] if target.name in TABLES else []
-            names += ['seeds', 'values'] if target.sweep else []
+            names += ['seeds', 'methods', 'force', 'arm', 'controls'] if target.name in TABLES else []
+            names += ['seeds', 'values', 'arm'] if target.sweep else []
             book = nbformat.v4.new_notebook(metadata={'kernelspec': {
                 'name': 'python3', 'display_name': 'Python 3', 'language': 'python'}})
             book.cells = [nbformat.v4.new_code_cell('\n'.join(f'{name} = None' for name in names),
@@ -224,6 +232,7 @@ def test_a_failed_notebook_does_not_stop_the_others(workshop, make):
 
 
 @pytest.mark.parametrize(('names', 'given'), [
+    (['fig1', 'fig4'], {'controls': True}), (['fig1', 'method'], {'arm': 'inherit'}),
     (['table1', 'table2'], {'values': (0.7,)}), (['fig1', 'method'], {'seeds': (0, 1)}),
     (['fig1', 'fig4'], {'methods': ('mine',)})])
 def test_what_no_notebook_takes_is_refused_before_anything_starts(workshop, make, mine, names, given):

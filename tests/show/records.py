@@ -15,8 +15,8 @@ from amdlib.weights.writing import write_weights
 def line(group, row, seed, mean_ap, **other):
     """One line of `Store.collect`: mAP as given, no objects for AP_S, every other number one more than mAP."""
     known = ROWS.get(f'{group}-{row}')
-    return {'group': group, 'row': row, 'label': known and known.label, 'seed': seed,
-            **{metric: mean_ap + 1 for metric in METRICS}, 'mAP': mean_ap, 'AP_S': None, **other,
+    return {'group': group, 'row': row, 'label': known and known.label, 'arm': 'alone', 'seed': seed,
+            'machine': 'a CPU', **{metric: mean_ap + 1 for metric in METRICS}, 'mAP': mean_ap, 'AP_S': None, **other,
             'run': f'{group}-{row}-s{seed}', 'settings_hash': f'{row}{seed}', 'data': 'd' * 16, 'commit': 'c0ffee',
             'note': ''}
 

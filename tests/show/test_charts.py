@@ -12,13 +12,18 @@ matplotlib.use('Agg')
 METHODS = {'fkd': ('FKD', 1.5, 2.2), 'mgd': ('MGD', -0.5, 3.6), 'amd': ('AMD', 2.25, 3.9)}   # label, gain, paper's gain
 
 
-def _line(table, group, row, label, metric='mAP', difference=None, paper_difference=None, sd=float('nan')):
-    return {'table': table, 'group': group, 'row': row, 'label': label, 'metric': metric, 'difference': difference,
+def _line(table, group, row, label, metric='mAP', difference=None, paper_difference=None, sd=float('nan'),
+          reference=None, question=''):
+    half = sd if difference is not None else float('nan')
+    return {'reference': reference or {'I': 'baseline'}.get(table, 'amd'), 'question': question,
+            'low': difference - half if difference is not None else None,
+            'high': difference + 2 * half if difference is not None else None, 'table': table,
+            'group': group, 'row': row, 'label': label, 'metric': metric, 'difference': difference,
             'paper_difference': paper_difference, 'sd': sd, 'ours': 20.0}
 
 
-def _tidy(groups, sd=float('nan')):
-    lines = [_line('I', group, row, label, metric, gain + (metric != 'mAP') * 50, paper, sd)
+def _tidy(groups, sd=float('nan'), **more):
+    lines = [_line('I', group, row, label, metric, gain + (metric != 'mAP') * 50, paper, sd, **more)
              for group in groups for row, (label, gain, paper) in METHODS.items() for metric in ('mAP', 'AP_S')]
     alone = [_line('I', group, row, row, sd=sd) for group in groups for row in ('teacher', 'baseline')]
     return pd.DataFrame(alone + lines)
@@ -65,13 +70,35 @@ def test_an_ablations_bars_are_its_arms_without_the_baseline():
     assert np.isnan(paper[1].get_height())
 
 
-def test_several_seeds_have_error_bars_and_say_what_they_are():
-    figure = charts.differences(_tidy(['retinanet'], sd=0.3))
+@pytest.mark.parametrize(('question', 'words'), [
+    ('B', 'here (95 % over seeds)'), ('A', 'here (95 % over test images)')])
+def test_intervals_are_drawn_and_say_over_what_they_are(question, words):
+    figure = charts.differences(_tidy(['retinanet'], sd=0.3, question=question))
     (bars,) = [part for part in figure.axes[0].containers if isinstance(part, ErrorbarContainer)]
     (middle,) = bars[2]
     assert [tuple(line[:, 1]) for line in middle.get_segments()] == [
-        pytest.approx((gain - 0.3, gain + 0.3)) for _, gain, _ in METHODS.values()]
-    assert 'sd' in figure.legends[0].get_texts()[0].get_text()
+        pytest.approx((gain - 0.3, gain + 0.6)) for _, gain, _ in METHODS.values()]
+    assert figure.legends[0].get_texts()[0].get_text() == words
+
+
+def test_what_is_compared_with_another_start_says_so():
+    cells = pd.concat([_tidy(['retinanet'], reference='inherit'),
+                       pd.DataFrame([_line('I', 'retinanet', 'inherit', 'inherit', difference=5.0,
+                                          paper_difference=float('nan'))])])
+    assert charts.differences(cells).axes[0].get_ylabel() == 'mAP minus inherit or baseline (points)'
+
+
+def test_intervals_of_planned_comparisons_stand_below_each_other():
+    lines = pd.DataFrame({'comparison': ['AMD over MGD', 'AMD over inherit'], 'difference': [0.1, 2.0],
+                          'low': [-0.4, 1.0], 'high': [0.6, 3.0]})
+    (axis,) = charts.intervals(lines, 'difference in mAP').axes
+    assert [tick.get_text() for tick in axis.get_yticklabels()] == ['AMD over MGD', 'AMD over inherit']
+    assert axis.get_xlabel() == 'difference in mAP'
+    (drawn,) = axis.containers
+    assert drawn[0].get_xdata().tolist() == [0.1, 2.0]
+    (middle,) = drawn[2]
+    assert [tuple(line[:, 0]) for line in middle.get_segments()] == [pytest.approx((-0.4, 0.6)), pytest.approx((1, 3))]
+    assert axis.yaxis_inverted()    # the first on top
 
 
 def test_save_writes_both_files_and_the_same_data_gives_the_same_bytes(tmp_path):

@@ -221,3 +221,25 @@ def test_equal_differences_leave_only_the_images():
     assert own.sd_seeds == 0
     assert own.high - own.low == pytest.approx(2 * scipy_stats.t.ppf(.975, 99) * own.sd_images)
     assert seeds.both([0, 0], np.zeros((2, 9)), 5)[1:3] == (0, 0)
+
+
+# ---- power ------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('n', [3, 8])
+def test_power_is_how_often_the_interval_lies_on_the_right_side(n):
+    trials = np.random.default_rng(n).normal(.4, .35, (20_000, n))
+    above = trials.mean(1) - trials.std(1, ddof=1) / np.sqrt(n) * scipy_stats.t.ppf(.975, n - 1) > 0
+    assert seeds.power(.4, .35, n) == seeds.power(-.4, .35, n) == pytest.approx(above.mean(), abs=.01)
+    assert seeds.power(seeds.visible(.35, n), .35, n) == pytest.approx(seeds.POWER)
+
+
+def test_power_agrees_with_what_a_comparison_could_have_seen():
+    own = compare([.1, .5, .3, .9])
+    assert seeds.visible(own.sd, own.n) == pytest.approx(own.visible)
+
+
+@pytest.mark.parametrize(('sd', 'n'), [(.3, 1), (0, 4), (float('nan'), 4)])
+def test_power_needs_two_seeds_and_a_spread(sd, n):
+    for call in (lambda: seeds.power(.3, sd, n), lambda: seeds.visible(sd, n)):
+        with pytest.raises(SettingError, match='expected two seeds or more and a spread above 0'):
+            call()

@@ -14,6 +14,7 @@ from amdlib.paper.tables import TABLES
 from amdlib.runs.run import Run
 from amdlib.runs.store import Store
 from amdlib.show import tables
+from amdlib.show.seeds import compare
 from amdlib.show.values import assumptions
 
 from .records import line
@@ -92,7 +93,7 @@ def test_table_1_for_reading(records):
     assert list(wide) == ['mAP', 'gain', 'paper mAP', 'paper gain', 'AP_S', 'AP_M', 'AP_L', 'mAR', 'AR_S', 'AR_M',
                           'AR_L']
     assert wide.loc['AMD', ['mAP', 'gain', 'paper mAP', 'paper gain']].tolist() == [
-        '12.5 ± 2.1', '+3.5', '41.3', '+3.9']
+        '12.5 ± 2.1', '+3.5 [-2.9, +9.9]', '41.3', '+3.9']     # 3 and 4: 3.5 +- 12.706 * 0.5
     assert wide.loc['AMD', ['AP_S', 'AP_M', 'mAR']].tolist() == ['– (23.9)', '13.5 (45.4)', '13.5 (57.4)']
     assert wide.loc['Teacher', ['mAP', 'gain', 'paper mAP', 'paper gain', 'AP_M']].tolist() == [
         '20.0', NONE, '41.0', NONE, '21.0']
@@ -128,9 +129,9 @@ def test_an_ablation_for_reading():
     wide = tables.wide(tables.tidy('table2', ablation('retinanet')), 'retinanet').set_index('')
     assert list(wide) == ['mAP', 'to full', 'paper mAP', 'paper to full', 'AP50', 'AP75', 'AP_S', 'AP_M', 'AP_L']
     assert wide.loc['full'].tolist()[:5] == ['13.0 ± 1.4', NONE, '41.3', NONE, '14.0 (61.0)']
-    assert wide.loc['channel only'].tolist()[:5] == ['11.5 ± 0.7', '-1.5', '41.0', '-0.3', '12.5 (61.0)']
-    assert wide.loc['baseline'].tolist()[:5] == ['9.0 ± 1.4', '-4.0', '37.4', '-3.9', '10.0']
-    assert wide.loc['everything masked'].tolist()[:5] == ['9.5 ± 0.7', '-3.5', NONE, NONE, '10.5']
+    assert wide.loc['channel only'].tolist()[:5] == ['11.5 ± 0.7', '-1.5 [-7.9, +4.9]', '41.0', '-0.3', '12.5 (61.0)']
+    assert wide.loc['baseline'].tolist()[:5] == ['9.0 ± 1.4', '-4.0 [-4.0, -4.0]', '37.4', '-3.9', '10.0']
+    assert wide.loc['everything masked'].tolist()[:5] == ['9.5 ± 0.7', '-3.5 [-9.9, +2.9]', NONE, NONE, '10.5']
     assert wide.loc['mask only', 'AP_S'] == '– (23.4)'
     assert wide.loc['nothing masked', 'AP_S'] == NONE
 
@@ -186,10 +187,10 @@ def test_a_loss_of_your_own_is_a_line_without_the_papers_numbers(records):
     own = line('retinanet', 'mine.MyLoss', 0, 13.0, label='MyLoss')
     cells = tables.tidy('table1', pd.concat([records, pd.DataFrame([own])], ignore_index=True))
     found = cell(cells, 'retinanet', 'mine.MyLoss', 'mAP')
-    assert (found.label, found.ours, found.difference) == ('MyLoss', 13.0, 4.0)
+    assert (found.label, found.ours, found.difference, found.n) == ('MyLoss', 13.0, 5.0, 1)     # over seed 0
     wide = tables.wide(cells, 'retinanet').set_index('')
     assert wide.loc['MyLoss', ['mAP', 'gain', 'paper mAP', 'paper gain', 'AP_M']].tolist() == [
-        '13.0', '+4.0', NONE, NONE, '14.0']
+        '13.0', '+5.0', NONE, NONE, '14.0']
 
 
 def test_two_runs_of_one_line_and_seed_are_refused(records):
@@ -203,7 +204,7 @@ def test_two_runs_of_one_line_and_seed_are_refused(records):
 
 def test_groups_are_named_with_their_networks():
     assert tables.group_title('retinanet', 'mini') == (
-        'RetinaNet, ResNet-18 (width 16), taught by RetinaNet, ResNet-18 (width 24)')
+        'RetinaNet, ResNet-18 (width 16), taught by RetinaNet, ResNet-18 (width 32)')
     assert tables.group_title('faster_rcnn', 'small') == (
         'Faster R-CNN, ResNet-18 (width 64), taught by Cascade R-CNN, ResNet-50 (width 64) without masks: '
         'the data have none')
@@ -242,28 +243,64 @@ def notes_of(table, records, store):
 def test_notes_of_table_1_say_what_was_found(records, mini):
     notes = notes_of('table1', records[records.group == 'retinanet'], mini).splitlines()
     assert notes[0] == f'- {PROFILES["mini"].can_show}'
-    assert notes[1] == '- 4 test images, 2 seeds.'
-    assert notes[2] == '- RetinaNet: the teacher is +11.0 mAP from the baseline (9.0); gains: AMD +3.5.'
-    assert notes[3] == f'- {assumptions()}'
-    assert notes[4:] == [f'- Data: {note}.' for note in mini.dataset.notes]
-    assert '(reasons: docs/assumptions.md)' in notes[3]
+    assert notes[1].startswith('- 4 test images, 2 seeds: in brackets the 95 % t interval of differences paired by ')
+    assert notes[2] == '- RetinaNet: the teacher is +11.0 mAP from the baseline (9.0).'
+    visible = compare([3, 4]).verdict.partition(': ')[2]
+    assert notes[3] == ('- RetinaNet: gains over *baseline* in mAP: not resolved: AMD +3.5 [-2.9, +9.9] (n = 2, '
+                        f'{visible}).')
+    assert notes[4] == f'- {assumptions()}'
+    assert notes[5:] == [f'- Data: {note}.' for note in mini.dataset.notes]
+    assert '(reasons: docs/assumptions.md)' in notes[4]
 
 
 def test_notes_of_one_seed_warn_of_its_order(records, mini):
     notes = notes_of('table1', records[(records.group == 'retinanet') & (records.seed == 0)], mini)
     assert '1 seed: the spread between seeds is not known, so read no order into close numbers.' in notes
+    assert '- RetinaNet: gains over *baseline* in mAP: one run each: AMD +3.0.' in notes
 
 
-@pytest.mark.parametrize(('table', 'group', 'reason'), [
-    ('table2', 'retinanet', "a start from the teacher's neck and head, chance, and gradient clipping"),
-    ('table4', 'faster_rcnn', 'chance and gradient clipping')])
-def test_notes_of_an_ablation_rank_the_arms_and_read_the_control(mini, table, group, reason):
-    notes = notes_of(table, ablation(group), mini)
-    ranked = ': differences in mAP to *full* (13.0): mask only +0.5, nothing masked -0.5, channel only -1.5, ' \
-             'everything masked -3.5.'
+@pytest.mark.parametrize(('table', 'group', 'arm', 'reason'), [
+    ('table2', 'retinanet', 'inherit', "a start from the teacher's neck and head, chance, and gradient clipping"),
+    ('table2', 'retinanet', 'alone', 'chance and gradient clipping'),
+    ('table4', 'faster_rcnn', 'alone', 'chance and gradient clipping')])
+def test_notes_of_an_ablation_rank_the_arms_and_read_the_control(mini, table, group, arm, reason):
+    notes = notes_of(table, ablation(group).assign(arm=arm), mini)
+    ranked = ': differences to *full* in mAP: not resolved: mask only +0.5 [-5.9, +6.9] (n = 2, '
     assert ranked in notes                      # the baseline is no arm
+    assert notes.index('mask only') < notes.index('channel only') < notes.index('everything masked -3.5')
     assert 'from the baseline (+0.5 mAP) does not come from' in notes
     assert f'What is left: {reason}' in notes
+
+
+def test_in_the_arm_inherit_gains_are_over_the_one_that_starts_alike(records, mini):
+    started = pd.DataFrame([line('retinanet', 'inherit', seed, 10.0 + seed, arm='inherit') for seed in (0, 1)])
+    methods = records[records.row != 'mgd'].copy()
+    methods.loc[methods.row == 'amd', 'arm'] = 'inherit'
+    both = pd.concat([methods, started], ignore_index=True)
+    cells = tables.tidy('table1', both)
+    amd, inherit = (cell(cells, 'retinanet', row, 'mAP') for row in ('amd', 'inherit'))
+    assert (amd.reference, amd.difference) == ('inherit', 2.0)      # 11 - 10 and 14 - 11
+    assert (inherit.reference, inherit.difference) == ('baseline', 1.5)
+    assert amd.paper_difference == pytest.approx(41.3 - 37.4)       # the paper prints no other
+    notes = tables.reading_notes(cells, mini, both)
+    assert 'RetinaNet: gains over *inherit* in mAP: not resolved: AMD +2.0' in notes
+    alone = tables.tidy('table1', both.assign(arm='alone'))
+    assert cell(alone, 'retinanet', 'amd', 'mAP').difference == 3.5
+    lacking = notes_of('table1', methods, mini)
+    assert '*inherit* is not among the runs, so nothing is compared with it here' in lacking
+
+
+def test_pairs_are_of_one_seed_and_one_processor(records, mini):
+    """A mean over other seeds, or a run from another processor, would mix chance into the difference."""
+    mixed = records[records.group == 'retinanet'].copy()
+    mixed.loc[(mixed.row == 'amd') & (mixed.seed == 1), 'machine'] = 'another CPU'
+    mixed = pd.concat([mixed, pd.DataFrame([line('retinanet', 'amd', 2, 30.0)])], ignore_index=True)
+    found = cell(tables.tidy('table1', mixed), 'retinanet', 'amd', 'mAP')
+    assert (found.ours, found.seeds, found.difference, found.n) == (pytest.approx(55 / 3), 3, 3.0, 1)
+    assert found.left_out == ('retinanet-amd-s1 (made on another CPU, retinanet-baseline-s1 on a CPU); '
+                              'retinanet-amd-s2 (baseline has no seed 2)')
+    notes = notes_of('table1', mixed, mini)
+    assert f'RetinaNet: left out of the comparison: {found.left_out}.' in notes
 
 
 def test_notes_of_data_and_of_other_versions_are_told(records, mini):
@@ -283,15 +320,15 @@ def test_notes_hold_whichever_line_is_missing_or_alone(table, mini):
             records = pd.DataFrame([line(group, row, 0, 10.0 + i) for i, row in enumerate(kept)] + [
                 line(group, 'mine.MyLoss', 0, 7.0, label='MyLoss')])
             notes = notes_of(table, records, mini)
-            assert TABLES[table].reference in kept or 'nothing is compared here' in notes
+            assert TABLES[table].reference in kept or 'nothing is compared with it here' in notes
             assert 'nan' not in notes
             tables.write(tables.tidy(table, records), notes, mini)
 
 
 def test_notes_of_table_1_without_the_teacher(records, mini):
     notes = notes_of('table1', records[records.row != 'teacher'], mini)
-    assert '- RetinaNet: baseline 9.0 mAP; gains: AMD +3.5.' in notes
-    assert '- Faster R-CNN: *baseline* is not among the runs, so nothing is compared here.' in notes
+    assert '- RetinaNet: baseline 9.0 mAP.' in notes
+    assert '- Faster R-CNN: *baseline* is not among the runs, so nothing is compared with it here.' in notes
 
 
 # ---- files ------------------------------------------------------------------------------------------------------
@@ -302,11 +339,12 @@ def test_a_tables_files_hold_every_cell_and_a_text_for_reading(mini):
     assert written == mini.results / 'mini' / 'table2.md'
     assert sorted(path.name for path in written.parent.iterdir()) == ['table2.csv', 'table2.md']
     again = pd.read_csv(written.with_suffix('.csv'))
-    pd.testing.assert_frame_equal(again, cells, atol=1e-6, check_dtype=False)
+    empty = cells.replace('', float('nan'))     # as CSV has texts that there are not
+    pd.testing.assert_frame_equal(again, empty, atol=1e-6, check_dtype=False)
     text = written.read_text()
     assert text.startswith('# Table II, profile `mini`\n\nThe parts of AMD: RetinaNet. ')
-    assert '*to full*: difference in mAP to that row.' in text
-    assert '**RetinaNet, ResNet-18 (width 16), taught by RetinaNet, ResNet-18 (width 24)**' in text
+    assert '*to full*: difference in mAP to that row, in brackets its 95 % interval.' in text
+    assert '**RetinaNet, ResNet-18 (width 16), taught by RetinaNet, ResNet-18 (width 32)**' in text
     (full,) = [line for line in text.splitlines() if line.startswith('| full ')]
     assert [part.strip() for part in full.split('|')[2:7]] == ['13.0 ± 1.4', NONE, '41.3', NONE, '14.0 (61.0)']
     assert text.endswith(f'{tables.LIMITS}\n\n- found nothing\n')
@@ -314,7 +352,7 @@ def test_a_tables_files_hold_every_cell_and_a_text_for_reading(mini):
 
 def test_table_1_has_a_part_a_group_and_keeps_the_last_digit(records, mini):
     text = tables.write(tables.tidy('table1', records), 'notes', mini).read_text()
-    assert '*gain*: gain in mAP over the baseline.' in text
+    assert '*gain*: gain in mAP over the baseline that starts alike, in brackets its 95 % interval.' in text
     assert text.count('**') == 2 * 2
     assert text.index('**RetinaNet') < text.index('**Faster R-CNN')
     (teacher,) = [line for line in text.splitlines() if line.startswith('| Teacher ')]
