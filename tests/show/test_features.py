@@ -141,7 +141,7 @@ def test_features_are_those_that_distillation_compares(store, dataset, tiny, mon
     distiller = MODELS.build(cfg.model).eval()
     assert isinstance(distiller, Distiller)
     made = features.pictures(store)
-    expected = distiller._teacher_features(torch.stack([one.pixels for one in made]))
+    expected = distiller.teacher_features(torch.stack([one.pixels for one in made]))
     monkeypatch.setattr(features, 'CHUNK', 3)       # 4 images: the last chunk is smaller
     found = features.level_features(distiller.teacher, made, range(5))
     assert [tuple(level.shape) for level in found] == [(4, 64, side, side) for side in (8, 4, 2, 1, 1)]
