@@ -4,6 +4,7 @@ import inspect
 import json
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -97,15 +98,12 @@ def _python(*words, **environment):
            "assert not {'torch', 'pandas', 'mmengine'} & set(sys.modules)"),
     ('-m', 'amdlib', 'run', '--help')])
 def test_it_answers_within_a_second_and_without_torch(words):
-    took_s = []
-    for _ in range(3):  # the machine may be busy
-        began_s = time.monotonic()
-        ended = _python(*words)
-        took_s.append(time.monotonic() - began_s)
-        assert ended.returncode == 0, ended.stderr
-        if took_s[-1] < 1:
-            return
-    pytest.fail(f'{took_s} s')
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    ended = _python(*words)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert ended.returncode == 0, ended.stderr
+    # of the processor: how long a reader waits depends on what else runs here
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1
 
 
 @pytest.mark.parametrize('name', amdlib.__all__)
