@@ -231,6 +231,7 @@ def settings_key(run: Run, dataset: Dataset) -> str:
                                         if key not in run.recipe.files()}, run.profile.workers > 0, profile,
         run.options() if run.row.method else None, list(dataset.classes),
         [group.student_config, group.teacher_config, group.levels, group.one_stage],
+        [run.row.taught_by, run.row.shuffled, run.inherits, run.levels, run.reference_rms],
         [run.epochs, run.batch_size, run.images_per_update]], sort_keys=True, default=str))
 
 

@@ -246,7 +246,7 @@ def test_an_edit_is_attested_only_where_no_digit_changes(tmp_path):
     assert git('status', '--porcelain') == ''
     assert len(git('worktree', 'list').splitlines()) == 1
 
-    commit('engine/training.py', 'runner.train() or None', 'torch.manual_seed(7) and runner.train()')
+    commit('engine/start.py', 'torch.manual_seed(stream(*names))', 'torch.manual_seed(1 + stream(*names))')
     told = attested(second)
     assert told.returncode == 1
     assert f'1 of 1 runs have other digits than at {second[:10]}: probe retinanet-baseline-s0; nothing is attested' in (

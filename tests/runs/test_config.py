@@ -79,7 +79,7 @@ def test_every_row_at_every_profile_gives_a_config(cfg_of, dataset, row, profile
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('row', ROWS)
+@pytest.mark.parametrize('row', [row for row in ROWS if not ROWS[row].shuffled])    # they need kept features
 def test_every_row_builds_and_makes_a_training_step(dataset, tiny, train_step, row):
     cfg = config(Run.of(row, tiny), dataset)
     torch.manual_seed(0)

@@ -281,6 +281,12 @@ def test_what_changes_no_number_changes_no_key(dataset, tiny, tmp_path):
     assert key_of(replace(tiny, workers=3), dataset) == key_of(replace(tiny, workers=1), dataset) != wanted
 
 
+@pytest.mark.parametrize('change', [{'shuffled': True}, {'taught_by': 'untrained'}], ids=str)
+def test_what_a_row_is_taught_is_part_of_the_key(dataset, tiny, change):
+    run = Run.of('retinanet-amd', tiny)
+    assert settings_key(replace(run, row=replace(run.row, **change)), dataset) != settings_key(run, dataset)
+
+
 def test_a_given_files_name_is_no_part_of_the_key(dataset, tiny, weight_file):
     other = weight_file.with_name('other.pth')
     other.write_bytes(b'other')
