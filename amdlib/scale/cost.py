@@ -90,8 +90,8 @@ def steps_of(run: Run, images: int) -> int:
 
 
 def is_published(run: Run) -> bool:
-    """Whether a run takes published weights and so trains nothing."""
-    return run.row.is_teacher and (run.profile.published or 'checkpoint' in run.recipe.files())
+    """Whether a run takes published or shipped weights, or none, and so trains nothing."""
+    return run.row.name == 'untrained' or 'checkpoint' in {**run.recipe.files(), **run.published_files()}
 
 
 def trained_images(dataset: Dataset) -> int:

@@ -65,7 +65,7 @@ def test_detectors_and_recipe_are_the_papers(row, dataset):
 
 def test_no_weights_are_looked_for():
     assert not any(Run.of(row, 'dryrun').published_files() for row in ROWS)
-    assert all(Run.of(row, 'paper').published_files() for row in ROWS)
+    assert all(Run.of(row, 'paper').published_files() for row in ROWS if ROWS[row].name != 'untrained')
 
 
 @pytest.mark.parametrize('row', ROWS)
