@@ -43,7 +43,7 @@ def finish(store, run, detections=(), **changes):
         'profile': run.profile.name, 'seed': run.seed, 'settings': run.settings, 'settings_hash': made_with,
         'settings_key': fingerprints.settings_key(run, store.dataset),
         'files': {key: published.digits(url).ljust(64, '0') for key, url in run.published_files().items()},
-        
+
         'data': {'name': store.dataset.name, 'fingerprint': store.dataset.fingerprint, 'notes': []},
         'code': {'commit': 'c0ffee', 'clean': True}, 'code_fingerprint': fingerprints.code_fingerprint(run),
         'teacher': taught and {'id': teacher.id, 'weights_sha256': taught['weights_sha256']},
