@@ -61,4 +61,4 @@ def test_baseline_and_teacher_are_table_1s_everywhere(table):
 def test_every_group_and_table_of_the_file_is_known():
     found = lines(CSV)
     assert {line['group'] for line in found} == set(paper_groups()) <= set(GROUPS)
-    assert {line['table'] for line in found} == {table.number for table in TABLES.values()}
+    assert {line['table'] for line in found} <= {table.number for table in TABLES.values()}

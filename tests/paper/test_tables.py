@@ -27,10 +27,12 @@ def papers_groups(table):
 
 
 def test_the_tables_are_the_papers():
-    assert [table.number for table in TABLES.values()] == list(dict.fromkeys(line['table'] for line in PRINTED))
+    numbers = list(dict.fromkeys(line['table'] for line in PRINTED))
+    assert [table.number for table in TABLES.values() if table.number in numbers] == numbers    # others may stand beside
     assert all(name == table.name for name, table in TABLES.items())
     for table in TABLES.values():
-        assert papers_groups(table) == list(dict.fromkeys(line['group'] for line in printed(table)))
+        if table.number in numbers:
+            assert papers_groups(table) == list(dict.fromkeys(line['group'] for line in printed(table)))
         assert find_table(table.name) is table_numbered(table.number) is table
 
 
@@ -38,7 +40,7 @@ def test_the_tables_are_the_papers():
 def test_a_tables_lines_are_the_papers_and_our_controls(table):
     for group in papers_groups(table):
         keys = [line['key'] for line in printed(table) if line['group'] == group]
-        assert set(table.lines) == {*keys, *CONTROLS.get(table.number, ())}
+        assert not keys or set(table.lines) == {*keys, *CONTROLS.get(table.number, ())}
         assert len(set(table.lines)) == len(table.lines)
         assert [name for name in table.lines if name in keys] == keys      # in the paper's order
 
