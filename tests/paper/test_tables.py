@@ -28,7 +28,8 @@ def papers_groups(table):
 
 def test_the_tables_are_the_papers():
     numbers = list(dict.fromkeys(line['table'] for line in PRINTED))
-    assert [table.number for table in TABLES.values() if table.number in numbers] == numbers    # others may stand beside
+    # others may stand beside them
+    assert [table.number for table in TABLES.values() if table.number in numbers] == numbers
     assert all(name == table.name for name, table in TABLES.items())
     for table in TABLES.values():
         if table.number in numbers:
