@@ -20,6 +20,22 @@ from amdlib.runs.store import Store
 from amdlib.words import log
 
 SHARED = ROOT.parent / 'shared'     # paper, data and cluster; not part of the repository
+# a loss of a user's in a file, such as `retinanet-own.py:Own`
+OWN = """
+from amdlib.methods.level import LevelLoss
+
+
+class Own(LevelLoss):
+    WEIGHT_EXPONENTS = {'weight': (1, 1)}
+
+    def __init__(self, student_channels, teacher_channels, weight=1e-5):
+        super().__init__(student_channels, teacher_channels)
+        self.weight = weight
+
+    def weighted_loss(self, f_s, f_t, boxes, image_shapes):
+        return self.weight * (f_s - f_t).pow(2).sum()
+"""
+
 torch.set_num_threads(1)
 
 

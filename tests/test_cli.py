@@ -32,21 +32,7 @@ from amdlib.runs.run import Run, table_runs
 from amdlib.runs.store import State, Store, unfinished
 from amdlib.runs.targets import TARGETS, Given
 from amdlib.weights import published
-
-OWN = """
-from amdlib.methods.level import LevelLoss
-
-
-class Own(LevelLoss):
-    WEIGHT_EXPONENTS = {'weight': (1, 1)}
-
-    def __init__(self, student_channels, teacher_channels, weight=1e-5):
-        super().__init__(student_channels, teacher_channels)
-        self.weight = weight
-
-    def weighted_loss(self, f_s, f_t, boxes, image_shapes):
-        return self.weight * (f_s - f_t).pow(2).sum()
-"""
+from tests.conftest import OWN
 
 
 @pytest.fixture(scope='module')

@@ -86,6 +86,14 @@ def pixel_conv3x3(x, weight, bias):
     return torch.stack(pixels, dim=2).view(n, -1, h, w)
 
 
+def assert_mean_of_images(loss):
+    """A batch's loss is the mean of its images', each with its own boxes and size."""
+    f_s, f_t = features()
+    boxes = boxes_of(4)
+    singles = [loss(f_s[i:i + 1], f_t[i:i + 1], boxes[i:i + 1], IMAGE_SHAPES[i:i + 1]) for i in range(2)]
+    assert_close(call(loss, f_s, f_t, boxes), torch.stack(singles).mean().detach())
+
+
 def loop_attention(x, temperature):
     """Spatial (H, W) and channel (C) attention of one image's feature (C, H, W), by sums of exponentials."""
     c, h, w = x.shape

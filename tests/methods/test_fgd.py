@@ -20,6 +20,7 @@ from .oracle import (
     assert_as_public,
     assert_close,
     assert_loads_strictly,
+    assert_mean_of_images,
     assert_same_value_and_gradients,
     boxes_of,
     call,
@@ -287,8 +288,4 @@ def test_arguments_are_checked(arguments, message):
 
 
 def test_batch_is_the_mean_of_its_images():
-    f_s, f_t = features()
-    boxes = boxes_of(4)
-    loss = randomised(FGDLoss(3, 4))
-    singles = [loss(f_s[i:i + 1], f_t[i:i + 1], boxes[i:i + 1], IMAGE_SHAPES[i:i + 1]) for i in range(2)]
-    assert_close(call(loss, f_s, f_t, boxes), torch.stack(singles).mean().detach())
+    assert_mean_of_images(randomised(FGDLoss(3, 4)))

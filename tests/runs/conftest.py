@@ -3,6 +3,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from amdlib.engine.coco import METRICS
 from amdlib.files import write_json
@@ -26,6 +27,16 @@ class Mine(LevelLoss):
     def weighted_loss(self, f_s, f_t, boxes, image_shapes):
         return self.weight * (self.align(f_s) - f_t).abs().pow(self.power).sum() / len(f_t)
 '''
+
+
+def state_dict(folder):
+    """The weights of a run, by its folder."""
+    return torch.load(folder / 'weights.pth', weights_only=True)['state_dict']
+
+
+def equal(state, other):
+    """Whether two sets of weights have the same names and bits."""
+    return list(state) == list(other) and all(torch.equal(value, other[name]) for name, value in state.items())
 
 
 @pytest.fixture(scope='session')

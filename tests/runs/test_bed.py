@@ -17,6 +17,8 @@ from amdlib.runs.store import Store
 from amdlib.runs.train import train
 from amdlib.weights.writing import write_weights
 
+from .conftest import equal, state_dict
+
 pytestmark = pytest.mark.slow
 STEPS = 4
 
@@ -34,14 +36,6 @@ def trained(bed, done):
         run = Run.of(f'retinanet-{row}', bed, seed, settings)
         return run, train(run, done), done.run_folder(run)
     return get
-
-
-def state_dict(folder):
-    return torch.load(folder / 'weights.pth', weights_only=True)['state_dict']
-
-
-def equal(state, other):
-    return list(state) == list(other) and all(torch.equal(value, other[name]) for name, value in state.items())
 
 
 @pytest.fixture

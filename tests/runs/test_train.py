@@ -40,7 +40,7 @@ from amdlib.weights.published import Sources
 from amdlib.weights.reading import read_weights
 from amdlib.weights.writing import write_weights
 
-from .conftest import MINE
+from .conftest import MINE, equal, state_dict
 
 slow = pytest.mark.slow
 STEPS_AN_EPOCH = 4   # 8 images, two a step
@@ -64,14 +64,6 @@ def trained(tiny, kept):
         run = Run.of(row, tiny)
         return run, train(run, kept), kept.run_folder(run)
     return get
-
-
-def state_dict(folder):
-    return torch.load(folder / 'weights.pth', weights_only=True)['state_dict']
-
-
-def equal(state, other):
-    return list(state) == list(other) and all(torch.equal(value, other[name]) for name, value in state.items())
 
 
 def stamp(folder):

@@ -23,6 +23,7 @@ from amdlib.runs.store import Store
 from amdlib.runs.train import train
 from amdlib.scale.export import export, mmdet_config
 from amdlib.weights.writing import write_weights
+from tests.conftest import OWN
 from tests.scale import finished
 from tests.scale.finished import NUMBERS, confident
 
@@ -288,22 +289,6 @@ def test_a_run_with_a_loss_of_ones_own_asks_where_it_lies(finish, exported, stor
         exported('retinanet-own.Own-s0')
     written = exported('retinanet-own.Own-s0', method=f'{file}:Own')
     assert 'distilled from RetinaNet, ResNet-18 (width 16) by Own.' in written['card'].read_text()
-
-
-OWN = """
-from amdlib.methods.level import LevelLoss
-
-
-class Own(LevelLoss):
-    WEIGHT_EXPONENTS = {'weight': (1, 1)}
-
-    def __init__(self, student_channels, teacher_channels, weight=1e-5):
-        super().__init__(student_channels, teacher_channels)
-        self.weight = weight
-
-    def weighted_loss(self, f_s, f_t, boxes, image_shapes):
-        return self.weight * (f_s - f_t).pow(2).sum()
-"""
 
 
 def test_missing_weights_and_a_broken_record_are_told(finish, exported):
