@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from amdlib.datasets import coco_images
-from amdlib.errors import RunError
 from amdlib.paper.pairs import find_group
 from amdlib.runs.run import Run
 from amdlib.runs.store import Store
-from amdlib.show.tables import LIMITS, as_markdown, check_numbers, version_notes, write_csv, write_markdown
+from amdlib.show.tables import LIMITS, FromRecords, as_markdown, version_notes, write_csv, write_markdown
 from amdlib.show.values import assumptions
 from amdlib.words import number
 
@@ -27,44 +26,23 @@ if TYPE_CHECKING:
 METRICS = ('mAP', 'mAR')
 
 
-class Sweep:
+class Sweep(FromRecords):
     """A row over the values of an option, from the records of its runs; in a notebook it shows a line a value.
-
-    What lies in the store is read at the first use, so one that was made before training shows what came of it.
 
     Args:
         runs: of `sweep_runs`; all of them must be done.
         shares: 0 to 1 by value of the option, each a metric of its own, such as the masked share.
-    Errors: RunError, at the first use, naming every run that is not done.
     """
 
     def __init__(self, runs: Iterable[Run], store: Store, option: str,
                  shares: Mapping[str, pd.Series] | None = None) -> None:
-        self.runs, self.store, self.option, self.shares = list(runs), store, option, shares
-
-    @functools.cached_property
-    def records(self) -> pd.DataFrame:
-        """A line a run: `Store.collect`."""
-        return self.store.collect(self.runs)
-
-    @functools.cached_property
-    def cells(self) -> pd.DataFrame:
-        """The tidy sweep."""
-        return tidy(self.runs, self.records, self.option, self.shares)
+        super().__init__(option, runs, store)
+        self.option, self.shares = option, shares
 
     @functools.cached_property
     def notes(self) -> str:
         """Markdown: what the numbers can and cannot show, and what was found."""
         return reading_notes(self.cells, self.store, self.records)
-
-    def figure(self) -> Figure:
-        """mAP and mAR, and the share of masked positions where there is one, over the option."""
-        return self._figure
-
-    @functools.cached_property
-    def _figure(self) -> Figure:     # once: a notebook shows every figure that is drawn
-        from amdlib.show import charts  # matplotlib, which a sweep on the command line does not need
-        return charts.sweep(self.cells, 'threshold phi (Eq. 4)' if self.option == 'phi' else self.option)
 
     def write(self, name: str, title: str) -> Path:
         """Write `<name>.csv`, `.md` and the figure into the store's folder; return the `.md`."""
@@ -73,11 +51,13 @@ class Sweep:
         charts.save(self.figure(), self.store.folder / name)
         return written
 
-    def check(self) -> None:
-        """RunError where a number does not follow from the stored detections, or the records are others by now."""
-        check_numbers(self.runs, self.store)
-        if not tidy(self.runs, self.store.collect(self.runs), self.option, self.shares).equals(self.cells):
-            raise RunError(f'{self.option}: its runs have other records by now; make the sweep again')
+    def _tidy(self, records: pd.DataFrame) -> pd.DataFrame:
+        return tidy(self.runs, records, self.option, self.shares)
+
+    def _draw(self) -> Figure:
+        """mAP and mAR, and the share of masked positions where there is one, over the option."""
+        from amdlib.show import charts  # matplotlib, which a sweep on the command line does not need
+        return charts.sweep(self.cells, 'threshold phi (Eq. 4)' if self.option == 'phi' else self.option)
 
     def __repr__(self) -> str:
         return as_markdown(wide(self.cells))

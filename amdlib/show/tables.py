@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import html
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,47 +39,70 @@ if TYPE_CHECKING:
 LIMITS = '## What this can and cannot show'
 
 
-class Comparison:
-    """One of the paper's tables from the records of runs; in a notebook it shows a part a group.
+class FromRecords(ABC):
+    """What is made of the records of runs: tidy cells and a figure.
 
     What lies in the store is read at the first use, so one that was made before training shows what came of it.
+
+    Args:
+        name: of what it shows, for errors.
+    """
+
+    def __init__(self, name: str, runs: Iterable[Run], store: Store) -> None:
+        self.name, self.runs, self.store = name, list(runs), store
+
+    @functools.cached_property
+    def records(self) -> pd.DataFrame:
+        """A line a run: `Store.collect`. Errors: RunError naming every run that is not done."""
+        return self.store.collect(self.runs)
+
+    @functools.cached_property
+    def cells(self) -> pd.DataFrame:
+        """The records' tidy numbers."""
+        return self._tidy(self.records)
+
+    def figure(self) -> Figure:
+        """The cells as a figure, drawn once: a notebook shows every figure that is drawn."""
+        return self._figure
+
+    @functools.cached_property
+    def _figure(self) -> Figure:
+        return self._draw()
+
+    def check(self) -> None:
+        """RunError where a number does not follow from the stored detections, or the records are others by now."""
+        check_numbers(self.runs, self.store)
+        if not self._tidy(self.store.collect(self.runs)).equals(self.cells):
+            raise RunError(f'{self.name}: its runs have other records by now; make it again')
+
+    @abstractmethod
+    def _tidy(self, records: pd.DataFrame) -> pd.DataFrame:
+        """Tidy numbers of `Store.collect`'s records."""
+
+    @abstractmethod
+    def _draw(self) -> Figure:
+        """A new figure of the cells."""
+
+
+class Comparison(FromRecords):
+    """One of the paper's tables from the records of runs; in a notebook it shows a part a group.
 
     Args:
         table: its name, or the table itself.
         runs: of `table_runs`; all of them must be done.
         resamples: of the test images, for lines of one seed, some seconds each at the first time; 0 leaves them
             without an interval.
-    Errors: RunError, at the first use, naming every run that is not done.
     """
 
     def __init__(self, table: str | Table, store: Store, runs: Iterable[Run], resamples: int = 1000) -> None:
         self.table = find_table(table) if isinstance(table, str) else table
-        self.store, self.runs = store, list(runs)
+        super().__init__(self.table.name, runs, store)
         self.on_images = OnImages(store, self.runs, resamples) if resamples else None
-
-    @functools.cached_property
-    def records(self) -> pd.DataFrame:
-        """A line a run: `Store.collect`."""
-        return self.store.collect(self.runs)
-
-    @functools.cached_property
-    def cells(self) -> pd.DataFrame:
-        """The tidy table."""
-        return tidy(self.table, self.records, self.on_images)
 
     @functools.cached_property
     def notes(self) -> str:
         """Markdown: what the numbers can and cannot show, and what was found."""
         return reading_notes(self.cells, self.store, self.records)
-
-    def figure(self) -> Figure:
-        """Differences in mAP with their intervals, here and in the paper."""
-        return self._figure
-
-    @functools.cached_property
-    def _figure(self) -> Figure:     # once: a notebook shows every figure that is drawn
-        from amdlib.show import charts  # matplotlib, which a table on the command line does not need
-        return charts.differences(self.cells)
 
     def write(self) -> Path:
         """Write the table (`.csv`, `.md`) and its figure into the store's folder; return the `.md`."""
@@ -87,11 +111,13 @@ class Comparison:
         charts.save(self.figure(), written.with_suffix(''))
         return written
 
-    def check(self) -> None:
-        """RunError where a number does not follow from the stored detections, or the records are others by now."""
-        check_numbers(self.runs, self.store)
-        if not tidy(self.table, self.store.collect(self.runs), self.on_images).equals(self.cells):
-            raise RunError(f'{self.table.name}: its runs have other records by now; make the table again')
+    def _tidy(self, records: pd.DataFrame) -> pd.DataFrame:
+        return tidy(self.table, records, self.on_images)
+
+    def _draw(self) -> Figure:
+        """Differences in mAP with their intervals, here and in the paper."""
+        from amdlib.show import charts  # matplotlib, which a table on the command line does not need
+        return charts.differences(self.cells)
 
     def __repr__(self) -> str:
         return readable(self.cells, self.store.profile)
