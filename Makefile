@@ -95,7 +95,7 @@ $(SETUP): requirements.lock pyproject.toml
 doctor: $(SETUP)  ## print versions, GPU, memory, disk, what is missing and how to mend it
 	@$(AMDLIB) doctor
 
-list: $(SETUP)  ## list every row with the paper's value
+list: $(SETUP)  ## list every row with the paper's value, and every setting
 	@$(AMDLIB) list
 
 values: $(SETUP)  ## every value of the paper's experiments with its source

@@ -26,10 +26,8 @@ WHERE = (arg('--profile', default='mini', help='mini (default), small or paper')
          arg('--data', metavar='DIR', help='data set folder, for the profiles small and paper (and dryrun)'), RESULTS)
 SETTINGS = (
     arg('--set', action='append', default=[], metavar='KEY=VALUE',
-        help='epochs, batch_size, lr (taken as it is, not scaled), accumulate (steps an update), gpus, a switch for '
-             'speed (amp and half_teacher: bf16 or fp16; tf32, channels_last, fused, compile_teacher: True), a weight '
-             "file (backbone, teacher_backbone, teacher_checkpoint), or, for one row, an option of the method such as "
-             "phi; repeatable, part of the run's name"),
+        help='such as epochs=20 or amp=bf16 (python -m amdlib list names them all), or, for one row, an option of the '
+             "method such as phi; repeatable, part of the run's name"),
     arg('--settings', default='', metavar='TEXT', help='several of them in one text, quoted as in a shell'))
 SEED = arg('--seed', type=int, default=0, help='default 0')
 SEEDS = arg('--seeds', nargs='+', default=['0'], metavar='N', help='of the students, such as 0 1 2; default 0')

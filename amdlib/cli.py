@@ -80,11 +80,12 @@ def command(*arguments: tuple) -> Callable:
 
 @command()
 def list_(_given: Words) -> None:
-    """List every row with the paper's value."""
+    """List every row with the paper's value, and every setting."""
     from amdlib.paper.printed import paper_value
     from amdlib.paper.profiles import PROFILES
     from amdlib.paper.rows import ROWS
     from amdlib.paper.tables import TABLES
+    from amdlib.runs.recipe import SETTINGS as SETTING_TEXTS
     from amdlib.runs.run import Run
     from amdlib.show.values import assumptions
     names = ' '.join(f'{name:>6}' for name in PROFILES)
@@ -99,6 +100,8 @@ def list_(_given: Words) -> None:
         detector = row.group.teacher_label if row.is_teacher else row.group.student_label
         print(f'{row.id:26} {value:>9}  {detector:18} {row.method or "-":7} {epochs}         '
               f'{" ".join(table.number for table in tables)}')
+    print('\nsettings, for --set (and, for one row, the options of its method, such as phi):')
+    print('\n'.join(f'  {name:18} {text}' for name, text in SETTING_TEXTS.items()))
     print(f'\n{assumptions()}')
 
 
@@ -119,8 +122,7 @@ def show(given: Words) -> None:
 
 
 @command(arg('name', nargs='?', default='table1', help='table1 (default) to table6'), *WHERE, GROUP, SEEDS, *SETTINGS,
-         METHODS, read.ARM,
-         read.CONTROLS)
+         METHODS, read.ARM, read.CONTROLS)
 def table(given: Words) -> None:
     """Print a table from the records that are there."""
     from amdlib.paper.tables import find_table
@@ -183,8 +185,7 @@ def weights(given: Words) -> int:
 # ---- running ----------------------------------------------------------------------------------------------------
 
 @command(arg('row', help='such as retinanet-amd, or retinanet-path/to/file.py:CLASS for a loss of your own'), *WHERE,
-         SEED, *SETTINGS, *MEANS, FORCE,
-         *read.OF_RUN)
+         SEED, *SETTINGS, *MEANS, FORCE, *read.OF_RUN)
 def run(given: Words) -> None:
     """Train and evaluate one row (and its teacher, where that is missing)."""
     from amdlib.runs.run import Run
