@@ -39,7 +39,7 @@ class Recipe:
     """The settings of a run; None = the profile's or the row's own. Those that differ stand in the run's name."""
     epochs: int | None = _setting(None, 'int', "passes over the images; the profile's", with_teacher=True)
     batch_size: int | None = _setting(None, 'int', "images a step and GPU; the profile's", with_teacher=True)
-    lr: float | None = _setting(None, 'float', 'learning rate, taken as it is; scaled to the batch', with_teacher=True)
+    lr: float | None = _setting(None, 'float', 'learning rate, taken as it is, not scaled', with_teacher=True)
     gpus: int = _setting(1, 'int', 'GPUs that train one run together', with_teacher=True)
     accumulate: int = _setting(1, 'int', 'steps whose gradients are added up', with_teacher=True)
     amp: str = _setting('off', 'choice', 'mixed precision: bf16 or fp16', with_teacher=True)
@@ -96,8 +96,7 @@ class Recipe:
 
     def for_teacher(self) -> dict[str, Any]:
         """What a student's teacher is trained with: what both share, and the settings called `teacher_...`."""
-        return {key.removeprefix('teacher_'): value for key, value in self.changed().items()
-                if key in WITH_TEACHER or key.startswith('teacher_') and key != 'teacher_seed'}
+        return _for_teacher(self.changed())
 
     def files(self) -> dict[str, str]:
         """The weight files that are given, by setting."""
@@ -177,8 +176,7 @@ def own_settings(row: Row, settings: Mapping[str, Any]) -> dict[str, Any]:
         known = [key for key, (_, rows) in _KNOWN.items() if 'method' in rows]
         raise SettingError(f'a table has no setting {unknown[0]!r}; it has: {", ".join(known)}')
     if row.is_teacher:
-        return {key.removeprefix('teacher_'): value for key, value in given.items()
-                if key in WITH_TEACHER or key.startswith('teacher_') and key != 'teacher_seed'}
+        return _for_teacher(given)
     return {key: value for key, value in given.items() if row.kind in _KNOWN[key][1]
             and (key != 'inherit' or row.group.one_stage)}
 
@@ -186,6 +184,12 @@ def own_settings(row: Row, settings: Mapping[str, Any]) -> dict[str, Any]:
 def absolute(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The same settings for a process in another folder."""
     return {key: str(Path(value).absolute()) if key in FILES and value else value for key, value in settings.items()}
+
+
+def _for_teacher(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a student's settings those of its teacher, by the teacher's names for them."""
+    return {key.removeprefix('teacher_'): value for key, value in settings.items()
+            if key in WITH_TEACHER or key.startswith('teacher_') and key != 'teacher_seed'}
 
 
 def _words(text: str) -> list[str]:
@@ -221,7 +225,7 @@ def _checked(row: Row, profile: Profile, key: str, kind: str, value: Any) -> Any
     if kind == 'file':
         return str(_file(row, profile, key, Path(str(value))).resolve())
     value = _as_kind(key, kind, value)
-    if kind in ('int', 'float') and not 0 < value < math.inf:      # the seed's 0 is its default
+    if kind in ('int', 'float') and not 0 < value < math.inf:      # teacher_seed's 0 is its default
         raise SettingError(f'{key}={value!r}: expected a positive number')
     if key == 'inherit' and not row.group.one_stage:
         if value:

@@ -168,9 +168,19 @@ def table_runs(table: str | Table, profile: str | Profile, group: str | None = N
         raise SettingError(f'profile {profile.name} makes no tables: its networks are random and its numbers mean '
                            'nothing')
     seeds = _seeds(seeds)
-    return [run for row in table.rows(group) for run in (
-        [_teacher_of(row.group.name, profile, settings)] if row.name == 'teacher' else
-        [Run.of(row, profile, seed, _settings(row, profile, settings, arm)) for seed in seeds])]
+    return list(dict.fromkeys(table_run(row, profile, seed, settings, arm) for row in table.rows(group)
+                              for seed in seeds))
+
+
+def table_run(row: Row, profile: Profile, seed: int = 0, settings: Mapping[str, Any] | None = None,
+              arm: str | None = None) -> Run:
+    """A row as a table with these settings has it: a teacher is the one that the table's students learn from.
+
+    Errors: SettingError for an unknown setting or arm.
+    """
+    if row.name == 'teacher':
+        return teacher_of(row.group.name, profile, settings)
+    return Run.of(row, profile, 0 if row.is_teacher else seed, _settings(row, profile, settings, arm))
 
 
 def arm_settings(row: Row, profile: Profile, arm: str | None) -> dict[str, Any]:
@@ -193,8 +203,7 @@ def row_runs(group: str, names: Iterable[str], profile: str | Profile, seed: int
     """
     rows = [find_row(f'{group}-{name}') for name in dict.fromkeys(names)]
     profile = find_profile(profile) if isinstance(profile, str) else profile
-    return [_teacher_of(group, profile, settings) if row.name == 'teacher' else
-            Run.of(row, profile, 0 if row.is_teacher else seed, own_settings(row, settings or {})) for row in rows]
+    return [table_run(row, profile, seed, settings) for row in rows]
 
 
 def sweep_runs(row: str, option: str, values: Iterable[Any], profile: str | Profile, seeds: Iterable[int] = (0,),
@@ -212,6 +221,12 @@ def sweep_runs(row: str, option: str, values: Iterable[Any], profile: str | Prof
     own = _settings(found, profile, settings, arm)
     runs = [Run.of(found, profile, seed, {**own, option: value}) for value in values for seed in _seeds(seeds)]
     return list(dict.fromkeys(runs))
+
+
+def teacher_of(group: str, profile: Profile, settings: Mapping[str, Any] | None = None) -> Run:
+    """The teacher that the students of a table with these settings learn from."""
+    student = find_row(f'{group}-amd')
+    return Run.of(student, profile, 0, own_settings(student, settings or {})).teacher()
 
 
 def with_teachers(runs: Iterable[Run]) -> list[Run]:
@@ -236,12 +251,6 @@ def _settings(row: Row, profile: Profile, settings: Mapping[str, Any] | None, ar
     if arm and (settings or {}).get('inherit') is not None:
         raise SettingError(f'arm={arm} and inherit={settings["inherit"]}: give one of them')
     return {**own_settings(row, settings or {}), **arm_settings(row, profile, arm)}
-
-
-def _teacher_of(group: str, profile: Profile, settings: Mapping[str, Any] | None) -> Run:
-    """The teacher that a table's students learn from, with all these settings."""
-    student = find_row(f'{group}-amd')
-    return Run.of(student, profile, 0, own_settings(student, settings or {})).teacher()
 
 
 def _seeds(seeds: Iterable[int]) -> list[int]:

@@ -221,10 +221,14 @@ def warn_of_teacher(run: Run, store: Store) -> str | None:
     return text
 
 
-def baseline_of(run: Run) -> Run:
-    """The student of the same seed and settings that is trained alone, on the reported split."""
+def baseline_of(run: Run, name: str = 'baseline') -> Run:
+    """The student of the same seed and settings that is trained alone, on the reported split.
+
+    Args:
+        name: of its row: 'baseline', or 'inherit'.
+    """
     settings = {key: value for key, value in run.settings.items() if key in SETTINGS and key != 'split'}
-    row = find_row(f'{run.row.group.name}-baseline')
+    row = find_row(f'{run.row.group.name}-{name}')
     return Run.of(row, run.profile, run.seed, own_settings(row, settings))
 
 

@@ -36,8 +36,8 @@ from amdlib.paper.rows import Row
 from amdlib.runs.config import config
 from amdlib.runs.device import check_it_fits
 from amdlib.runs.fingerprints import commit
-from amdlib.runs.recipe import FILES, own_settings
-from amdlib.runs.run import Run
+from amdlib.runs.recipe import FILES
+from amdlib.runs.run import Run, table_run
 from amdlib.runs.store import RECORD, Store
 from amdlib.words import log, number, plural, timestamp
 
@@ -67,7 +67,7 @@ def table(rows: Iterable[Row], store: Store, settings: Mapping[str, Any] | None 
     of_records, measured, dry = _records(store), _measured(store), _dry(store)
     lines = []
     for row in rows:
-        run = Run.of(row, store.profile, 0, own_settings(row, settings or {}))
+        run = table_run(row, store.profile, settings=settings)
         steps = 0 if is_published(run) else steps_of(run, images)
         known = {**measured.get(_key(run), {}), **of_records.get(_key(run), {})}    # by device; records come first
         for device, found in (known or {'': {}}).items():
@@ -202,7 +202,7 @@ def measure(rows: Iterable[Row], store: Store, settings: Mapping[str, Any] | Non
                         "CPU's steps")
     file = store.results / store.profile.name / MEASURED
     for row in rows:
-        run = Run.of(row, store.profile, 0, own_settings(row, settings or {}))
+        run = table_run(row, store.profile, settings=settings)
         if run.recipe.gpus > 1:
             raise RunError(f'{run.id}: one GPU is measured at a time; leave gpus away')
         if is_published(run):
@@ -236,7 +236,7 @@ def write_switches(rows: Iterable[Row], store: Store, settings: Mapping[str, Any
     """
     measured, lines = _measured(store), []
     for row in rows:
-        plain = _key(Run.of(row, store.profile, 0, own_settings(row, recipes(settings or {}, False)[0])))
+        plain = _key(table_run(row, store.profile, settings=recipes(settings or {}, False)[0]))
         for (row_id, text), by_device in measured.items():
             switches, rest = _split_switches(text)
             if (row_id, rest) == plain:

@@ -22,7 +22,8 @@ from amdlib.errors import RunError
 from amdlib.files import read_json, sha256, write_text
 from amdlib.paper.pairs import find_group
 from amdlib.paper.rows import Row, find_row, outside_row
-from amdlib.runs.config import config, get_config, settings_hash
+from amdlib.runs.config import config, settings_hash
+from amdlib.runs.originals import get_config
 from amdlib.runs.run import Run
 from amdlib.runs.store import RECORD, WEIGHTS, Store, unfinished
 from amdlib.scale import onnx

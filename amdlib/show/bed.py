@@ -20,10 +20,10 @@ from amdlib.paper.pairs import find_group
 from amdlib.paper.rows import find_row
 from amdlib.runs.calibrate import FIRST_SEED
 from amdlib.runs.config import Taught
-from amdlib.runs.recipe import SETTINGS, own_settings
-from amdlib.runs.run import Run
+from amdlib.runs.recipe import own_settings
+from amdlib.runs.run import Run, teacher_of
 from amdlib.runs.store import RECORD, Store
-from amdlib.runs.watch import FEW_POSITIONS, HARDLY, MOST_CLIPPED, RATIO, SETTLED
+from amdlib.runs.watch import FEW_POSITIONS, HARDLY, MOST_CLIPPED, RATIO, SETTLED, baseline_of
 from amdlib.show import coverage, features, seeds, tables, verdicts
 from amdlib.words import number, some
 
@@ -72,17 +72,20 @@ class Bed:
         return [(run, record) for run, record in self._found[0] if not run.row.is_teacher
                 and run.recipe.split == 'test' and run.seed < FIRST_SEED]
 
+    def _run(self, name: str, **more: Any) -> Run:
+        """A row with the bed's settings, and more."""
+        row = find_row(f'{self.group.name}-{name}')
+        return Run.of(row, self.store.profile, 0, {**own_settings(row, self.settings), **more})
+
     def _own(self, name: str, **more: Any) -> list[tuple[Run, dict[str, Any]]]:
         """The runs of a row with the bed's settings, and more."""
-        row = find_row(f'{self.group.name}-{name}')
-        wanted = Run.of(row, self.store.profile, 0, {**own_settings(row, self.settings), **more}).settings
+        wanted = self._run(name, **more).settings
         return [(run, record) for run, record in self.students if run.row.name == name and run.settings == wanted]
 
     @functools.cached_property
     def teacher(self) -> tuple[Run, dict[str, Any] | None]:
         """The teacher of the bed's students, and its record where it is done."""
-        student = find_row(f'{self.group.name}-amd')
-        run = Run.of(student, self.store.profile, 0, own_settings(student, self.settings)).teacher()
+        run = teacher_of(self.group.name, self.store.profile, self.settings)
         found = self.store.state(run)
         return run, found.record if found.name == 'done' else None
 
@@ -115,10 +118,8 @@ class Bed:
         return pd.DataFrame(lines)
 
     def _paired(self, own: list[tuple[Run, dict]], over: str) -> dict[str, Any]:
-        row, settings = find_row(f'{self.group.name}-{over}'), own[0][0].settings
-        if not row.method:      # trained alone, with what of the settings concerns it
-            given = own_settings(row, {key: value for key, value in settings.items() if key in SETTINGS})
-            settings = Run.of(row, self.store.profile, 0, given).settings
+        row, first = find_row(f'{self.group.name}-{over}'), own[0][0]
+        settings = first.settings if row.method else baseline_of(first, over).settings
         other = [(run, record) for run, record in self.students if run.row.name == over and run.settings == settings]
         if not other:
             return {}
@@ -168,8 +169,7 @@ class Bed:
         """What the teacher's own mask covers, level by level ('all' pools them): on test pictures, at the bed's scale
         and AMD's T and phi. None where the teacher, or the scale of its features, is not there yet."""
         run, record = self.teacher
-        student = Run.of(find_row(f'{self.group.name}-amd'), self.store.profile, 0,
-                         own_settings(find_row(f'{self.group.name}-amd'), self.settings))
+        student = self._run('amd')
         if record is None or student.reference_rms is not None and not record.get('feature_rms'):
             return None
         scales = Taught(self.store.weights(run), None, tuple(record.get('feature_rms') or ())).scales(student)
@@ -226,8 +226,7 @@ class Bed:
     def _longer(self) -> float | None:
         """What a quarter more steps brings the baseline, over seeds that have both."""
         usual = {run.seed: record['numbers']['mAP'] for run, record in self._own('baseline')}
-        epochs = math.ceil(1.25 * Run.of(f'{self.group.name}-baseline', self.store.profile, 0, own_settings(
-            find_row(f'{self.group.name}-baseline'), self.settings)).epochs)
+        epochs = math.ceil(1.25 * self._run('baseline').epochs)
         more = [record['numbers']['mAP'] - usual[run.seed] for run, record in self._own('baseline', epochs=epochs)
                 if run.seed in usual]
         return _mean(more)

@@ -13,6 +13,7 @@ from amdlib.runs.store import Store
 from amdlib.show.error_types import TYPES, side_by_side
 from amdlib.show.intervals import OnImages
 from amdlib.show.tables import as_markdown
+from amdlib.show.verdicts import interval
 from amdlib.words import number
 
 
@@ -70,9 +71,7 @@ class TwoRuns:
         """The two tables as texts."""
         first = pd.DataFrame({'': self.numbers.index, **{run.id: self.numbers[run.id].map(number).values
                                                          for run in (self.run, self.other)},
-                              'difference': [number(line.difference, '+.1f') + (
-                                  '' if pd.isna(line.low) else f' [{line.low:+.1f}, {line.high:+.1f}]')
-                                  for line in self.numbers.itertuples()]})
+                              'difference': [interval(line) for line in self.numbers.itertuples()]})
         parts = self.errors.reset_index()
         parts = parts[parts.part != 'size']     # among the numbers already
         second = pd.DataFrame({'': parts.part, 'name': parts.name, **{

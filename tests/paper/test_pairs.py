@@ -7,7 +7,7 @@ import pytest
 from amdlib.errors import SettingError
 from amdlib.paper.pairs import GROUPS, find_group
 from amdlib.paper.printed import CSV, paper_groups, paper_value
-from amdlib.runs.config import get_config
+from amdlib.runs.originals import get_config
 from amdlib.weights import published
 from tests.conftest import shared
 

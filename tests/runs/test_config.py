@@ -20,7 +20,8 @@ from amdlib.paper.pairs import GROUPS
 from amdlib.paper.printed import paper_groups
 from amdlib.paper.profiles import PROFILES
 from amdlib.paper.rows import ROWS
-from amdlib.runs.config import Taught, config, describe_lr, get_config, settings_hash
+from amdlib.runs.config import Taught, config, describe_lr, settings_hash
+from amdlib.runs.originals import get_config
 from amdlib.runs.run import Run, table_runs
 from amdlib.runs.store import file_hashes
 from amdlib.weights.reading import load_strictly
