@@ -17,8 +17,8 @@ from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
+from amdlib.engine import start
 from amdlib.engine.kept import KeptFeatures
-from amdlib.engine.start import drawn_from, inherit, initialise
 from amdlib.engine.taps import tap
 from amdlib.errors import RunError
 from amdlib.methods import find_method, is_outside
@@ -68,11 +68,11 @@ class Distiller(BaseModel):
                  shuffled: bool = False) -> None:
         loss_class = find_method(method)
         if isinstance(student, dict):
-            with drawn_from('student', seed):
+            with start.drawn_from('student', seed):
                 student = MODELS.build(student)
-                initialise(student)
+                student.init_weights()  # once: mmengine's own later call finds it done
         if isinstance(teacher, dict):
-            with drawn_from('teacher', seed):
+            with start.drawn_from('teacher', seed):
                 teacher = MODELS.build(teacher)
         super().__init__(data_preprocessor=student.data_preprocessor)
         _check_same_pixels(student.data_preprocessor, teacher.data_preprocessor)
@@ -89,12 +89,12 @@ class Distiller(BaseModel):
             raise ValueError(f'scales={scales!r}: expected a positive number for each of the levels {self.levels}')
         self.shuffled, self.kept = shuffled, KeptFeatures(kept, self.levels, shuffled) if kept else None
         self.measures_gradients = False     # set for a step by engine.runner.GradientHook
-        self.inherited = _inherit(student, teacher, inherit)
+        self.inherited = start.inherit(student, teacher.state_dict(), inherit)
         # names as in the public FGD and MGD checkpoints: distill_losses.loss_mgd_fpn_0.align.weight
         self.short = loss_class.__name__.lower() if is_outside(method) else method
         self.distill_losses = nn.ModuleDict()
         for i, (c_s, c_t) in zip(self.levels, self._measure_channels(), strict=True):
-            with drawn_from('loss', seed, i):
+            with start.drawn_from('loss', seed, i):
                 loss = loss_class(c_s, c_t, **(options or {}))
             if hasattr(loss, 'reseed'):
                 # processes of a distributed run must not mask alike; the first one's masks are those of a run alone
@@ -124,8 +124,12 @@ class Distiller(BaseModel):
         detection, _ = self.parse_losses(losses)
         boxes = [_boxes_xyxy_px(sample) for sample in data_samples]
         shapes = [tuple(sample.img_shape[:2]) for sample in data_samples]
-        terms = {name: loss(*_divided(scale, s, t), boxes, shapes) for (name, loss), scale, s, t in
-                 zip(self.distill_losses.items(), self.scales, f_s, f_t, strict=True)}
+        f_s, f_t = (_divided(features, self.scales) for features in (f_s, f_t))
+        terms = {}
+        for (name, loss), s, t, finer, coarser in zip(self.distill_losses.items(), f_s, f_t, [None, *f_t[:-1]],
+                                                      [*f_t[1:], None], strict=True):
+            loss.look_around(finer, coarser)
+            terms[name] = loss(s, t, boxes, shapes)
         losses.update(terms)
         total, logged = self.parse_losses(losses)
         _stop_if_not_finite(total, logged)
@@ -206,13 +210,9 @@ class Distiller(BaseModel):
         return [(s.shape[1], t.shape[1]) for s, t in zip(f_s, f_t, strict=True)]
 
 
-def _inherit(student: nn.Module, teacher: nn.Module, parts: Sequence[str]) -> list[str]:
-    return inherit(student, teacher.state_dict(), parts)
-
-
-def _divided(scale: float, f_s: Tensor, f_t: Tensor) -> tuple[Tensor, Tensor]:
-    """Both sides' features of a level in the magnitude that published weights belong to."""
-    return (f_s, f_t) if scale == 1 else (f_s / scale, f_t / scale)
+def _divided(features: Sequence[Tensor], scales: Sequence[float]) -> list[Tensor]:
+    """Features of every level in the magnitude that published weights belong to."""
+    return [feature if scale == 1 else feature / scale for feature, scale in zip(features, scales, strict=True)]
 
 
 def _boxes_xyxy_px(sample: BaseDataElement) -> Tensor:

@@ -20,7 +20,7 @@ from mmengine.runner.amp import autocast
 from torch import nn
 from torch.utils.data import DataLoader
 
-from amdlib.engine.start import drawn_from, inherit, initialise
+from amdlib.engine.start import drawn_from, inherit
 from amdlib.files import whole
 from amdlib.weights.reading import read_weights
 
@@ -100,7 +100,7 @@ class QuietRunner(Runner):
             return super().build_model(model)
         with drawn_from('student', self.seed):
             built = super().build_model(model)
-            initialise(built)
+            built.init_weights()    # once: mmengine's own later call finds it done
         if taken := self.cfg.get('inherit'):
             inherit(built, read_weights(taken.weights), taken.parts)
         return built

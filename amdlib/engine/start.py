@@ -30,11 +30,6 @@ def drawn_from(*names: int | str) -> Iterator[None]:
         yield
 
 
-def initialise(model: nn.Module) -> None:
-    """Give a detector its first weights, once: mmengine's own later call finds it done."""
-    model.init_weights()
-
-
 def inherit(student: nn.Module, source: Mapping[str, Tensor], parts: Sequence[str]) -> list[str]:
     """Copy into the student, from a teacher's weights, the tensors of the top-level parts whose name and shape match.
 

@@ -33,6 +33,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from amdlib.methods.level import (
     DrawnMask,
@@ -46,7 +47,7 @@ from amdlib.methods.level import (
     squared_error,
 )
 
-SPATIAL = ('adaptive', 'random', 'none', 'all', 'permuted', 'inverted')
+SPATIAL = ('adaptive', 'random', 'none', 'all', 'permuted', 'inverted', 'spread', 'smoothed')
 CHANNEL = ('se', 'none')
 GENERATION = ('conv2', 'conv1', 'mbconv')
 CHANNEL_POSITION = ('after', 'within')
@@ -150,6 +151,62 @@ class ConstantMask(nn.Module):
 
     def extra_repr(self) -> str:
         return f'kept={self.kept}'
+
+
+# --- Ours, after the paper's last sentence: attention whose positions interact ---------------------------------------
+
+def _mean_one(attention: Tensor) -> Tensor:
+    return attention / attention.mean(dim=(1, 2), keepdim=True)
+
+
+class SpreadMask(nn.Module):
+    """Ours: the paper's mask on attention that is spread along the similarity of features, softmax(F^T F / sqrt(C)) A,
+    divided by its mean so that phi keeps its meaning: positions that look alike are masked alike.
+
+    Shapes: (N, C, H, W) -> (N, 1, H, W), 1 = kept. No H W x H W matrix is kept where torch has a fused kernel.
+    Source: the paper's conclusion names interaction between positions as future work; the form is ours, the temperature
+    that of scaled dot-product attention.
+    """
+
+    def __init__(self, adaptive: AdaptiveMask) -> None:
+        super().__init__()
+        self.adaptive = adaptive
+
+    def attention(self, f_t: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, H, W), mean 1."""
+        places = at_least_float32(f_t).flatten(2).transpose(1, 2)                           # (N, H W, C)
+        own = spatial_attention(f_t, self.adaptive.temperature).flatten(1).unsqueeze(2)     # (N, H W, 1)
+        spread = F.scaled_dot_product_attention(places[:, None], places[:, None], own[:, None])
+        return _mean_one(spread.reshape(len(f_t), *f_t.shape[2:]))
+
+    def forward(self, f_t: Tensor) -> Tensor:
+        return keep_mask(self.attention(f_t), self.adaptive.phi)
+
+
+class SmoothedMask(nn.Module):
+    """Ours: the paper's mask on attention that is smoothed over neighbours and levels: the mean over a position's 3x3
+    neighbourhood, then over this level and the next finer and coarser one in this one's size (bilinear), divided by its
+    mean so that phi keeps its meaning.
+
+    `around` holds the teacher's features of those levels (`LevelLoss.look_around`); without it the level stands alone.
+    Shapes: (N, C, H, W) -> (N, 1, H, W), 1 = kept.
+    Source: as `SpreadMask`.
+    """
+
+    def __init__(self, adaptive: AdaptiveMask) -> None:
+        super().__init__()
+        self.adaptive = adaptive
+        self.around: tuple[Tensor, ...] = ()
+
+    def attention(self, f_t: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, H, W), mean 1."""
+        each = (spatial_attention(level, self.adaptive.temperature)[:, None] for level in (f_t, *self.around))
+        own, *others = (F.avg_pool2d(one, 3, stride=1, padding=1, count_include_pad=False) for one in each)
+        resized = [F.interpolate(other, own.shape[2:], mode='bilinear', align_corners=False) for other in others]
+        return _mean_one(torch.cat([own, *resized], dim=1).mean(dim=1))
+
+    def forward(self, f_t: Tensor) -> Tensor:
+        return keep_mask(self.attention(f_t), self.adaptive.phi)
 
 
 # --- Section III-B: generation of the teacher's feature, and the channel clue ----------------------------------------
@@ -258,7 +315,8 @@ class AMDLoss(LevelLoss):
     `spatial` chooses M: 'adaptive' = by attention (Eq. 2-4); 'random' = as MGD, with `mask_ratio` (Tables II-IV
     without Ada-Mask; that MGD's masking replaces it is assumed). Controls of ours: 'none' = nothing masked; 'all' =
     everything masked, so that the student receives a zero gradient; 'permuted' = as many positions of each image as
-    'adaptive' masks, placed at random; 'inverted' = as many, those with the least attention.
+    'adaptive' masks, placed at random; 'inverted' = as many, those with the least attention. Ours, after the paper's
+    future work: 'spread' along the similarity of features, 'smoothed' over neighbours and levels.
     `channel`: 'se' = the channel clue, 'none' = without it. `channel_position`: 'after' the generation block, or
     'within', between its two convolutions (Table VI; 'conv2' only). `generation`: Table V.
     `seed` starts the random masks; `reseed` restarts them.
@@ -298,12 +356,18 @@ class AMDLoss(LevelLoss):
 
         adaptive = AdaptiveMask(temperature, phi)
         masks = {'adaptive': adaptive, 'random': RandomMask(mask_ratio, seed), 'permuted': PermutedMask(adaptive, seed),
-                 'inverted': InvertedMask(adaptive), 'none': ConstantMask(1.0),
+                 'inverted': InvertedMask(adaptive), 'spread': SpreadMask(adaptive),
+                 'smoothed': SmoothedMask(adaptive), 'none': ConstantMask(1.0),
                  'all': ConstantMask(0.0)}      # all are built: each checks its arguments
         self.align = align_channels(student_channels, teacher_channels)
         self.add_module(f'{spatial}_mask', masks[spatial])      # checkpoints know `random_mask` by this name
         self.generation = GenerationBlock(teacher_channels, generation)
         self.clue = ChannelClue(teacher_channels, se_reduction) if channel == 'se' else None
+
+    def look_around(self, finer: Tensor | None, coarser: Tensor | None) -> None:
+        mask = self.get_submodule(f'{self.spatial}_mask')
+        if isinstance(mask, SmoothedMask):
+            mask.around = tuple(level.detach() for level in (finer, coarser) if level is not None)
 
     def mask(self, f_t: Tensor) -> Tensor:
         """The mask this instance lays on the student, 1 = kept: (N, C, H, W) -> (N, 1, H, W)."""

@@ -63,6 +63,10 @@ class LevelLoss(nn.Module):
         """The loss of features that fit and are in float32 or more; `f_t` is detached."""
         raise NotImplementedError(f'{type(self).__name__} does not define weighted_loss')
 
+    def look_around(self, finer: Tensor | None, coarser: Tensor | None) -> None:
+        """Told before each call: the teacher's features (N, C, h, w) of the next finer and the next coarser level, None
+        at the pyramid's ends. For methods whose levels interact; the others look at their own level alone."""
+
     def reseed(self, seed: int) -> None:
         """Restart the random masks, where there are any, with `seed`."""
         for part in self.modules():

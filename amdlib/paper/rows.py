@@ -69,6 +69,9 @@ VARIANTS = (
     Variant('amd-inverted', 'same share, least attention', {'spatial': 'inverted'}),
     Variant('amd-shuffled', "another picture's features", shuffled=True),
     Variant('amd-untrained', 'untrained teacher', taught_by='untrained'),
+    # ours, after the paper's future work: attention whose positions interact
+    Variant('amd-spread', 'ours: attention spread to alike positions', {'spatial': 'spread'}),
+    Variant('amd-smoothed', 'ours: attention smoothed over neighbours and levels', {'spatial': 'smoothed'}),
 )
 
 

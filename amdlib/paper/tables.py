@@ -62,6 +62,7 @@ PHI = (0.5, 0.7, 0.9, 1.0, 1.1, 1.3, 1.5)   # ASSUMPTION phi's values: A has mea
 
 _ABLATION = ('baseline', 'amd', 'amd-channel', 'amd-mask', 'amd-unmasked', 'amd-allmasked')
 _CONTROLS = ('amd-permuted', 'amd-inverted', 'amd-shuffled', 'amd-untrained')
+_OURS = ('amd-spread', 'amd-smoothed')       # the paper's future work
 _ABLATION_METRICS = ('mAP', 'AP50', 'AP75', 'AP_S', 'AP_M', 'AP_L')
 
 TABLES: dict[str, Table] = {table.name: table for table in (
@@ -70,7 +71,7 @@ TABLES: dict[str, Table] = {table.name: table for table in (
           ('mAP', 'AP_S', 'AP_M', 'AP_L', 'mAR', 'AR_S', 'AR_M', 'AR_L'),
           controls=('fitnet', 'amd-unmasked', 'amd-allmasked', *_CONTROLS)),
     *(Table(name, number, f'The parts of AMD: {GROUPS[group].student_label}', (group,), _ABLATION, 'amd', 'to full',
-            _ABLATION_METRICS, notebook='ablation', controls=_CONTROLS)
+            _ABLATION_METRICS, notebook='ablation', controls=(*_CONTROLS, *_OURS))
       for name, number, group in (('table2', 'II', 'retinanet'), ('table3', 'III', 'reppoints'),
                                   ('table4', 'IV', 'faster_rcnn'))),
     Table('table5', 'V', 'Generation blocks', ('retinanet',), ('amd-mbconv', 'amd-conv1', 'amd'), 'amd',

@@ -259,6 +259,17 @@ def test_losses_see_both_sides_divided_by_the_constant_of_the_level(build, seen)
         assert all(torch.equal(one, other / scale) for one, other in zip(pair, given, strict=True))
 
 
+def test_losses_are_told_the_teachers_levels_around_theirs(build, seen):
+    model, told = build(scales=[8.0, 4.0, 1.0, 0.5, 3.0]), []
+    for loss in model.distill_losses.values():
+        loss.look_around = lambda *around: told.append(around)
+    pairs, _ = seen(model)
+    teachers = [None, *(f_t for _, f_t in pairs), None]
+    for (finer, coarser), before, after in zip(told, teachers[:-2], teachers[2:], strict=True):
+        assert (finer is None and before is None) or torch.equal(finer, before)
+        assert (coarser is None and after is None) or torch.equal(coarser, after)
+
+
 @pytest.mark.parametrize('scales', [[1.0] * 4, [1.0] * 6, [1.0, 1.0, 0.0, 1.0, 1.0], [float('inf')] * 5])
 def test_scales_that_are_none_are_refused(build, scales):
     with pytest.raises(ValueError, match='expected a positive number for each of the levels'):

@@ -6,6 +6,7 @@ import itertools
 import math
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,6 +18,8 @@ from amdlib.methods.amd import (
     GenerationBlock,
     InvertedMask,
     PermutedMask,
+    SmoothedMask,
+    SpreadMask,
     keep_mask,
     spatial_attention,
 )
@@ -401,7 +404,8 @@ def test_masks_by_name(spatial):
     loss = AMDLoss(3, 4, spatial=spatial, seed=3, phi=0.9, temperature=0.3)
     adaptive = AdaptiveMask(0.3, 0.9)
     kept = {'adaptive': keep_mask(spatial_attention(f_t, 0.3), 0.9), 'permuted': PermutedMask(adaptive, 3)(f_t),
-            'inverted': InvertedMask(adaptive)(f_t), 'none': torch.ones(2, 1, 3, 5),
+            'inverted': InvertedMask(adaptive)(f_t), 'spread': SpreadMask(adaptive)(f_t),
+            'smoothed': SmoothedMask(adaptive)(f_t), 'none': torch.ones(2, 1, 3, 5),
             'all': torch.zeros(2, 1, 3, 5),
             'random': random_keep_mask(f_t, 0.65, torch.Generator().manual_seed(3))}[spatial]
     assert torch.equal(loss.mask(f_t), kept.double())
@@ -457,6 +461,77 @@ def test_a_permuted_mask_draws_from_a_generator_of_its_own_that_resumes():
     torch.set_rng_state(before)
     loss.mask(f_t)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+# --- Ours: attention whose positions interact ------------------------------------------------------------------------
+
+def test_attention_spread_to_alike_positions_by_hand():
+    """Four channels, so similarities are divided by 2. Positions 0 and 1 are (2, 0, 0, 0), 2 and 3 are (0, 0, 1, 0) and
+    (0, 0, 0, 1): F^T F / 2 = 2 between the first two, 1/2 of the others with themselves and 0 elsewhere."""
+    f_t = torch.zeros(1, 4, 2, 2, dtype=torch.float64)
+    f_t[0, 0, 0, :], f_t[0, 2, 1, 0], f_t[0, 3, 1, 1] = 2, 1, 1
+    high, low = math.exp(0.5 / 0.5), math.exp(0.25 / 0.5)       # of G / T
+    own = [4 * part / (2 * high + 2 * low) for part in (high, high, low, low)]
+    alike, self = math.exp(2), math.exp(0.5)
+    first = (2 * alike * own[0] + 2 * own[2]) / (2 * alike + 2)
+    last = (2 * own[0] + (self + 1) * own[2]) / (3 + self)
+    spread = torch.tensor([first, first, last, last]).double()
+    found = SpreadMask(AdaptiveMask(0.5, 1.0)).attention(f_t).flatten()
+    assert found.tolist() == pytest.approx((spread / spread.mean()).tolist(), rel=1e-6)
+
+
+@pytest.mark.parametrize('image', range(3))
+def test_attention_spread_to_alike_positions_as_a_matrix(image):
+    f_t = torch.randn(3, 8, 5, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    mask = SpreadMask(AdaptiveMask(0.5, 1.0))
+    places, own = f_t[image].flatten(1).numpy(), spatial_attention(f_t, 0.5)[image].flatten().numpy()
+    weights = np.exp(places.T @ places / np.sqrt(8))
+    spread = weights / weights.sum(1, keepdims=True) @ own
+    assert mask.attention(f_t)[image].flatten().tolist() == pytest.approx((spread / spread.mean()).tolist(), rel=1e-9)
+
+
+def test_attention_smoothed_over_neighbours_by_hand():
+    """Neighbourhoods end at the border: of a row of four positions a corner has two, the others three."""
+    f_t = torch.tensor([0., 0, 0, LN3]).reshape(1, 1, 1, 4)     # A = (4, 4, 4, 12) / 6 at temperature 1
+    smooth = torch.tensor([2 / 3, 2 / 3, (2 / 3 + 2 / 3 + 2) / 3, (2 / 3 + 2) / 2])
+    mask = SmoothedMask(AdaptiveMask(1.0, 1.0))
+    assert mask.attention(f_t).flatten().tolist() == pytest.approx((smooth / smooth.mean()).tolist(), rel=1e-6)
+    assert mask(f_t).flatten().tolist() == [1, 1, 0, 0]
+
+
+def test_attention_smoothed_over_levels_by_hand():
+    """An even level changes a level's smoothed attention a to (a + 1) / 2, two even ones to (a + 2) / 3."""
+    f_t = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(2))
+    loss = AMDLoss(4, 4, spatial='smoothed')
+    alone = loss.smoothed_mask.attention(f_t)
+    own = torch.nn.functional.avg_pool2d(spatial_attention(f_t, 0.5), 3, 1, 1, count_include_pad=False)
+    assert torch.allclose(alone, own / own.mean(dim=(1, 2), keepdim=True))
+    finer, coarser = torch.ones(2, 4, 12, 12), torch.ones(2, 4, 3, 3)
+    for around, others in (((finer, None), 1), ((None, coarser), 1), ((finer, coarser), 2)):
+        loss.look_around(*around)
+        wanted = (own + others) / (1 + others)
+        wanted /= wanted.mean(dim=(1, 2), keepdim=True)
+        assert torch.allclose(loss.smoothed_mask.attention(f_t), wanted, atol=1e-6)
+    loss.look_around(None, None)
+    assert torch.equal(loss.smoothed_mask.attention(f_t), alone)
+
+
+@pytest.mark.parametrize('spatial', ['spread', 'smoothed'])
+@pytest.mark.parametrize('shape', [(2, 4, 1, 1), (1, 4, 1, 5), (2, 4, 3, 2)])
+def test_interacting_attention_has_a_mean_of_one(spatial, shape):
+    f_t = 3 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    attention = AMDLoss(4, 4, spatial=spatial).get_submodule(f'{spatial}_mask').attention(f_t)
+    assert attention.shape == (shape[0], *shape[2:])
+    assert attention.mean(dim=(1, 2)).tolist() == pytest.approx([1.0] * shape[0], rel=1e-5)
+
+
+@pytest.mark.parametrize('spatial', [one for one in amd.SPATIAL if one != 'smoothed'])
+def test_other_masks_look_at_their_own_level_alone(spatial):
+    f_s, f_t = features()
+    losses = [AMDLoss(3, 4, spatial=spatial, seed=2).double() for _ in range(2)]
+    losses[1].load_state_dict(losses[0].state_dict())
+    losses[1].look_around(torch.randn(2, 4, 6, 10).double(), None)
+    assert losses[0](f_s, f_t) == losses[1](f_s, f_t)
 
 
 @pytest.mark.parametrize('spatial', amd.SPATIAL)

@@ -74,6 +74,14 @@ def test_the_controls_take_away_what_the_mask_or_the_teacher_knows(group):
 
 
 @pytest.mark.parametrize('group', GROUPS)
+def test_what_is_ours_says_so(group):
+    for name in ('spread', 'smoothed'):
+        row = ROWS[f'{group}-amd-{name}']
+        assert choices_of(row) == [name, 'se', 'conv2', 'after']
+        assert row.label.startswith('ours: ')
+
+
+@pytest.mark.parametrize('group', GROUPS)
 def test_methods_and_inherit_have_a_teacher_and_nothing_else_has(group):
     for row in (row for row in ROWS.values() if row.group.name == group):
         assert bool(row.taught_by) == (row.kind in ('method', 'inherit'))

@@ -148,7 +148,8 @@ def test_an_untrained_teacher_has_random_weights_and_teaches(trained, done):
     assert taught['weights_sha256'] != trained('amd')[1]['weights_sha256']
 
 
-@pytest.mark.parametrize('control', ['amd-shuffled', 'amd-permuted', 'amd-inverted', 'fitnet'])
+@pytest.mark.parametrize('control', ['amd-shuffled', 'amd-permuted', 'amd-inverted', 'amd-spread', 'amd-smoothed',
+                                     'fitnet'])
 def test_controls_train(trained, control):
     _, record, _ = trained(control)
     assert record['steps'] == STEPS
