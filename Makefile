@@ -71,7 +71,7 @@ HOW       = $(WHERE) $(ASKED) $(MEANS) $(call flag,FORCE,--force)
 # tests on up to four cores, a file each
 SPREAD   := -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: help setup doctor list values data reproduce-all sweep-phi status bed calibrate teachers backbone weights \
+.PHONY: help setup doctor list values data reproduce-all sweep-phi status bed calibrate plan teachers backbone weights \
         notebook report lab export paper-dryrun cost attest test test-fast lint goldens lock clean always
 
 help:  ## this text
@@ -131,6 +131,9 @@ bed: $(SETUP)  ## whether the test bed can tell methods apart: what must hold, s
 
 calibrate: $(SETUP)  ## choose one factor on each method's weights, on validation pictures (GROUP, ARM, METHODS)
 	@$(AMDLIB) calibrate $(WHERE) $(call opt,GROUP,--group) $(call opt,ARM,--arm) $(call opt,METHODS,--methods) $(call opt,SEEDS,--seeds) $(call opt,SETTINGS,--settings) $(MEANS) $(call flag,FORCE,--force)
+
+plan: $(SETUP)  ## train what docs/plan.md asks for, in the order of its value, and judge it (mini: 13 hours on one core)
+	@$(AMDLIB) plan $(WHERE) $(call opt,GROUP,--group) $(call opt,SETTINGS,--settings) $(MEANS)
 
 teachers: $(SETUP)  ## train the teachers that the kit ships anew, below data/teachers/ (GROUP, SEEDS)
 	@$(AMDLIB) teachers $(WHERE) $(call opt,GROUP,--group) $(call opt,SEEDS,--seeds) $(MEANS) $(call flag,FORCE,--force)

@@ -14,8 +14,8 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 from setuptools import find_packages
 
-from amdlib.arguments import numbers, settings
 from amdlib.cli import parser
+from amdlib.cli.arguments import numbers, settings
 from amdlib.runs.targets import TARGETS
 
 ROOT = Path(__file__).parents[1]

@@ -11,10 +11,8 @@ import pandas as pd
 from amdlib.paper.pairs import GROUPS
 from amdlib.paper.planned import METRIC, PLANNED, Planned
 from amdlib.paper.printed import paper_value
-from amdlib.paper.rows import find_row
-from amdlib.runs.calibrate import factors
-from amdlib.runs.recipe import own_settings
-from amdlib.runs.run import Run, arm_settings
+from amdlib.runs.planned import planned_runs
+from amdlib.runs.run import Run
 from amdlib.runs.store import Store
 from amdlib.show import seeds
 from amdlib.show.intervals import OnImages
@@ -25,26 +23,6 @@ from amdlib.words import number
 # that is published, not a measurement of the paper's detectors.
 PUBLISHED_SPREAD = (0.2, 0.3)
 NOT_FINITE = 'loss is not finite'   # as the error of such a run says
-
-
-def planned_runs(one: Planned, store: Store, group: str = 'retinanet', settings: Mapping[str, Any] | None = None,
-                 chosen: Mapping[str, float] | None = None) -> list[Run]:
-    """Both rows of a planned comparison with every planned seed; [] where it needs factors that were not chosen.
-
-    Args:
-        settings: of every run.
-        chosen: factors on methods' weights, by name, for what is calibrated; AMD's holds for its controls too.
-    """
-    runs = []
-    for name in (one.row, one.over):
-        row = find_row(f'{group}-{name}')
-        own = {**own_settings(row, settings or {}), **arm_settings(row, store.profile, one.arm)}
-        if one.calibrated and row.method:
-            if row.method not in (chosen or {}):
-                return []
-            own['factor'] = float(chosen[row.method])
-        runs += [Run.of(row, store.profile, seed, own) for seed in one.all_seeds]
-    return runs
 
 
 class Plan:
@@ -68,8 +46,7 @@ class Plan:
 
     def runs(self, one: Planned) -> list[Run]:
         """All that a comparison needs."""
-        chosen = factors(self.store, self.group, one.arm) if one.calibrated else None
-        return planned_runs(one, self.store, self.group, self.settings, chosen)
+        return planned_runs(one, self.store, self.group, self.settings)
 
     def states(self, one: Planned) -> tuple[list[str], list[str]]:
         """Ids of a comparison's runs whose loss was not finite, and of those that are not done for another reason."""

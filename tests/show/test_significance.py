@@ -5,11 +5,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from amdlib.paper.planned import PLANNED
+from amdlib.runs import planned
 from amdlib.runs.run import Run
 from amdlib.runs.store import State, Store
 from amdlib.show import seeds, significance
-from amdlib.show.significance import Plan, planned_runs
+from amdlib.show.significance import Plan
 
 from .records import line
 
@@ -36,17 +36,6 @@ def filled(store, monkeypatch):
     return fill
 
 
-def test_a_planned_comparisons_runs_are_those_of_its_arm_and_seeds(store):
-    for one in PLANNED:
-        runs = planned_runs(one, store, chosen={'amd': 0.1, 'mgd': 0.3})
-        assert [run.seed for run in runs] == 2 * list(range(one.seeds))
-        assert {run.row.name for run in runs} == {one.row, one.over}
-        assert {run.arm for run in runs if run.row.method} == {one.arm}
-        assert {run.recipe.factor for run in runs if run.row.method == 'amd'} <= {0.1 if one.calibrated else 1.0}
-    calibrated = next(one for one in PLANNED if one.calibrated)
-    assert planned_runs(calibrated, store) == []
-
-
 def test_results_are_the_primary_alone_and_a_family(filled):
     amd, mgd, baseline = (50, 51, 52.5), (49, 51, 51), (40, 41, 39)
     plan = Plan(filled({('amd', 'alone'): amd, ('mgd', 'alone'): mgd, ('baseline', 'alone'): baseline,
@@ -68,7 +57,7 @@ def test_results_are_the_primary_alone_and_a_family(filled):
 
 
 def test_arms_are_kept_apart_and_factors_are_runs_of_their_own(filled, monkeypatch):
-    monkeypatch.setattr(significance, 'factors', lambda store, group, arm: {'amd': 0.1, 'mgd': 0.3})
+    monkeypatch.setattr(planned, 'factors', lambda store, group, arm: {'amd': 0.1, 'mgd': 0.3})
     plan = Plan(filled({('amd', 'inherit'): (54, 55), ('inherit', 'inherit'): (52, 52),
                         ('amd', 'alone', ('factor', 0.1)): (53, 53.5), ('mgd', 'alone', ('factor', 0.3)): (52, 52)}))
     assert plan.results().set_index('comparison').difference.to_dict() == {

@@ -1,0 +1,34 @@
+"""The command line: `python -m amdlib COMMAND --help`.
+
+Text becomes values here and nowhere below; what takes seconds to load is loaded by the command that needs it.
+"""
+from __future__ import annotations
+
+import os
+import sys
+
+from amdlib.cli import bed, looking, running, scale  # noqa: F401, I001 - in the order of the help
+from amdlib.cli.parsing import COMMANDS, parser
+from amdlib.errors import KitError
+from amdlib.words import show_log
+
+__all__ = ['COMMANDS', 'main', 'parser']
+
+
+def main(words: list[str] | None = None) -> int:
+    """Exit status: 0, 1 for an error that is told in a line, 2 for wrong usage, 130 where it was interrupted."""
+    given = parser().parse_args(words)
+    if hasattr(sys.stdout, 'reconfigure'):    # not in tests and notebooks
+        sys.stdout.reconfigure(line_buffering=True)     # what is said reaches a log at once
+    show_log()
+    try:
+        return COMMANDS[given.command][0](given) or 0
+    except (KitError, FileNotFoundError) as error:
+        print(f'error: {error}', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print('interrupted', file=sys.stderr)
+        return 130
+    except BrokenPipeError:     # whoever read, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1

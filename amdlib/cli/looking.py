@@ -1,0 +1,101 @@
+"""Commands that look: rows, settings, values, configs, tables, data, weights."""
+from __future__ import annotations
+
+import sys
+
+from amdlib.cli import arguments as read
+from amdlib.cli.arguments import GROUP, METHODS, SEED, SEEDS, SETTINGS, WHERE, Words, arg
+from amdlib.cli.parsing import command
+
+
+@command()
+def list_(_given: Words) -> None:
+    """List every row with the paper's value, and every setting."""
+    from amdlib.paper.printed import paper_value
+    from amdlib.paper.profiles import PROFILES
+    from amdlib.paper.rows import ROWS
+    from amdlib.paper.tables import TABLES
+    from amdlib.runs.recipe import SETTINGS as SETTING_TEXTS
+    from amdlib.runs.run import Run
+    from amdlib.show.values import assumptions
+    names = ' '.join(f'{name:>6}' for name in PROFILES)
+    print(f'{"row":26} {"paper mAP":>9}  {"detector":18} {"method":7} {names} epochs  tables')
+    for row in ROWS.values():
+        tables = [table for table in TABLES.values() if row in table.rows()]
+        values = [paper_value(table.number, row.group.name, row.name, 'mAP') for table in tables]
+        value = next((f'{value:.1f}' for value in values if value is not None), '-')
+        # published teachers are not trained
+        epochs = ' '.join(f'{"-" if profile.published and row.is_teacher else Run(row, profile).epochs:>6}'
+                          for profile in PROFILES.values())
+        detector = row.group.teacher_label if row.is_teacher else row.group.student_label
+        print(f'{row.id:26} {value:>9}  {detector:18} {row.method or "-":7} {epochs}         '
+              f'{" ".join(table.number for table in tables)}')
+    print('\nsettings, for --set (and, for one row, the options of its method, such as phi):')
+    print('\n'.join(f'  {name:18} {text}' for name, text in SETTING_TEXTS.items()))
+    print(f'\n{assumptions()}')
+
+
+@command()
+def values(_given: Words) -> None:
+    """Print every value of the paper's experiments with its source."""
+    from amdlib.show.values import as_text, paper_values
+    print(as_text(paper_values()))
+
+
+@command(arg('row', help='such as retinanet-amd, or retinanet-path/to/file.py:CLASS'), *WHERE, SEED, *SETTINGS)
+def show(given: Words) -> None:
+    """Print a run's whole mmengine config as Python text."""
+    from amdlib.runs.config import config
+    from amdlib.runs.run import Run
+    run = Run.of(given.row, given.profile, given.seed, read.settings(given))
+    print(config(run, read.store_for_plans(given).dataset).pretty_text)
+
+
+@command(arg('name', nargs='?', default='table1', help='table1 (default) to table6'), *WHERE, GROUP, SEEDS, *SETTINGS,
+         METHODS, read.ARM, read.CONTROLS)
+def table(given: Words) -> None:
+    """Print a table from the records that are there."""
+    from amdlib.paper.tables import find_table
+    from amdlib.runs.run import table_runs
+    from amdlib.show import tables
+    wanted = find_table(given.name).with_methods(given.methods)
+    wanted = wanted.with_controls() if given.controls else wanted
+    runs = table_runs(wanted, given.profile, given.group, read.seeds(given), read.settings(given), arm=given.arm)
+    store = read.store(given)
+    print(tables.readable(tables.tidy(wanted, store.collect(runs)), store.profile))
+
+
+@command()
+def doctor(_given: Words) -> int:
+    """Print versions, GPU, memory, disk, what is missing and how to mend it."""
+    from amdlib import doctor
+    return doctor.examine()
+
+
+@command(*WHERE)
+def data(given: Words) -> None:
+    """Prepare and check a data set."""
+    dataset = read.store(given, sys.stdout).dataset
+    print(f'{dataset.name}: {len(dataset.classes)} classes, fingerprint {dataset.fingerprint}')
+    for note in dataset.notes:
+        print(f'  note: {note}')
+
+
+@command(arg('rows', nargs='*', help='default: all rows'), *read.PUBLISHED)
+def weights(given: Words) -> int:
+    """Find or fetch the published weights of the profile paper and print where they are, such as where there is a
+    network before runs start where there is none."""
+    from amdlib.errors import WeightsError
+    from amdlib.paper.rows import ROWS
+    from amdlib.runs.run import Run
+    from amdlib.weights import published
+    sources, missing = read.sources(given), 0
+    runs = [Run.of(row, 'paper') for row in given.rows or ROWS]
+    for url in dict.fromkeys(url for run in runs for one in (run.teacher(), run) if one
+                             for url in one.published_files().values()):
+        try:
+            print(published.find(url, sources))
+        except WeightsError as error:   # the others are looked for all the same
+            print(f'error: {error}', file=sys.stderr)
+            missing += 1
+    return 1 if missing else 0

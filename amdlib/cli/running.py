@@ -1,0 +1,115 @@
+"""Commands that run, and how far they are: one run, targets, sweeps, notebooks, the report."""
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from amdlib.cli import arguments as read
+from amdlib.cli.arguments import FORCE, JOBS, MEANS, OF_TARGETS, SEED, SEEDS, SETTINGS, WHERE, Words, arg
+from amdlib.cli.parsing import command
+from amdlib.files import ROOT
+from amdlib.words import log
+
+if TYPE_CHECKING:
+    from amdlib.runs.targets import Given, Target
+
+
+@command(arg('row', help='such as retinanet-amd, or retinanet-path/to/file.py:CLASS for a loss of your own'), *WHERE,
+         SEED, *SETTINGS, *MEANS, FORCE, *read.OF_RUN)
+def run(given: Words) -> None:
+    """Train and evaluate one row (and its teacher, where that is missing)."""
+    from amdlib.runs.run import Run
+    from amdlib.runs.train import train
+    settings = read.settings(given)
+    if given.amp:
+        settings['amp'] = 'fp16'
+    if given.gpus is not None:
+        settings['gpus'] = given.gpus
+    wanted, options = Run.of(given.row, given.profile, given.seed, settings), read.cfg_options(given)
+    train(wanted, read.store(given), force=given.force, resume=given.resume, work_dir=given.work_dir,
+          cfg_options=options or None)
+
+
+@command(arg('targets', nargs='+', help='table1 ... table6, fig1, fig3, fig4, or all'), *OF_TARGETS, *MEANS, JOBS,
+         FORCE)
+def reproduce(given: Words) -> None:
+    """Train what targets lack and execute their notebooks."""
+    from amdlib.runs import targets
+    wanted, asked = _asked(given)
+    targets.reproduce(wanted, read.store(given), asked)
+
+
+@command(arg('targets', nargs='*', help='as for reproduce; default: all'), *OF_TARGETS)
+def status(given: Words) -> None:
+    """Say which runs are done, running, failed, stale or missing, and why."""
+    from amdlib.runs import targets
+    given.targets = given.targets or ['all']
+    wanted, asked = _asked(given)
+    targets.status(wanted, read.store(given), asked)
+
+
+def _asked(given: Words) -> tuple[list[Target], Given]:
+    """The targets, and what is asked of them. A notebook runs in a folder of its own: every path is absolute."""
+    from amdlib import methods
+    from amdlib.runs import targets
+    from amdlib.runs.recipe import absolute
+    asked = targets.Given(
+        given.group, read.seeds(given), tuple(read.numbers(given.values)), absolute(read.settings(given)),
+        tuple(map(methods.absolute, given.methods)), getattr(given, 'force', False), given.arm, given.controls)
+    return targets.find_targets(given.targets, given.group), asked
+
+
+@command(arg('row'), arg('option', help="of the row's method, such as phi, temperature or mask_ratio"),
+         arg('values', nargs='+'), *WHERE, SEEDS, *SETTINGS, read.ARM, *MEANS, JOBS, FORCE)
+def sweep(given: Words) -> None:
+    """Run a row with several values of one option, an executed notebook each."""
+    from amdlib.runs.batch import run_missing
+    from amdlib.runs.run import sweep_runs
+    from amdlib.show import sweeps, tables
+    runs = sweep_runs(given.row, given.option, read.numbers(given.values), given.profile, read.seeds(given),
+                      read.settings(given), given.arm)
+    store = read.store(given)
+    folder = store.folder / f'sweep_{given.option}'
+    run_missing([], store, force=given.force, executed={run: folder / f'{run.id}.ipynb' for run in runs})
+    cells = sweeps.tidy(runs, store.collect(runs), given.option)
+    print(f'\n{tables.as_markdown(sweeps.wide(cells))}\n')
+    print(f'executed notebooks: {folder}')
+
+
+@command(arg('name', help='file name in notebooks/, without .ipynb'), *WHERE, *MEANS, JOBS,
+         arg('--set', action='append', default=[], metavar='KEY=VALUE',
+             help='a parameter of the notebook; an unknown one is an error'),
+         arg('--output', metavar='NAME', help='of the executed copy, below results/; default: the same'))
+def notebook(given: Words) -> None:
+    """Execute a notebook by papermill; its output appears here."""
+    from amdlib.runs import notebooks
+    from amdlib.runs.recipe import absolute, parse
+    parameters = parse(given.set)
+    if 'settings' in parameters:
+        own = parameters['settings']
+        parameters['settings'] = absolute(own if isinstance(own, dict) else parse(str(own)))
+    store = read.store(given)
+    output = store.folder / (given.output or given.name)
+    output = output if output.suffix == '.ipynb' else output.with_name(f'{output.name}.ipynb')
+    notebooks.execute(notebooks.NOTEBOOKS / f'{given.name}.ipynb', output, {**store.parameters(), **parameters})
+
+
+@command(*WHERE)
+def report(given: Words) -> None:
+    """Gather tables, figures and notebooks in a static HTML site."""
+    from amdlib.show import report
+    print(report.build(read.store(given)))
+
+
+@command(arg('words', nargs='*', metavar='ARGS', help="after `--`: jupyter lab's own, such as -- --port 8889"))
+def lab(given: Words) -> None:
+    """Open the notebooks in JupyterLab."""
+    words = [sys.executable, '-m', 'jupyterlab', '--notebook-dir', str(ROOT / 'notebooks')]
+    if os.geteuid() == 0:
+        log.info('you are root: JupyterLab is started with --allow-root')
+        words.append('--allow-root')
+    # kernels are those of this environment
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get('PATH', '')])
+    os.execve(sys.executable, [*words, *given.words], {**os.environ, 'PATH': path})

@@ -1,0 +1,82 @@
+"""Commands at full size, and the kit's own."""
+from __future__ import annotations
+
+from pathlib import Path
+
+from amdlib.cli import arguments as read
+from amdlib.cli.arguments import DEVICE, JOBS, SETTINGS, WHERE, Words, arg
+from amdlib.cli.parsing import command
+
+
+@command(*read.OF_EXPORT)
+def export(given: Words) -> None:
+    """Write the detector of a finished run as files for stock mmdet."""
+    from amdlib.runs.recipe import parse
+    from amdlib.scale import export
+    given.profile = export.profile_of(given.run) or given.profile
+    written = export.export(given.run, read.store(given), output=given.output, with_onnx=given.onnx,
+                            files=parse(given.set), method=given.method, stale_ok=given.stale_ok)
+    for path in written.values():
+        print(f'{path} ({path.stat().st_size:,} bytes)')
+
+
+@command(arg('rows', nargs='*', help='default: all rows; teachers come along'),
+         arg('--data', required=True, metavar='DIR', help='COCO 2017, or a few images of it'), read.RESULTS, JOBS,
+         DEVICE, arg('--keep', action='store_true', help='leave weights and exported files, some 300 MB a row'))
+def dryrun(given: Words) -> None:
+    """Run every row a few steps at the paper's full architectures with random weights; evaluate, export and read it
+    again."""
+    from amdlib.paper.profiles import DRY_RUN
+    from amdlib.paper.rows import find_row
+    from amdlib.scale.dryrun import dry_run
+    given.profile = DRY_RUN.name
+    for row in given.rows:
+        find_row(row)
+    dry_run(read.store(given), given.rows, keep=given.keep)
+
+
+@command(arg('rows', nargs='*', help='default: all rows'), *WHERE, *SETTINGS,
+         arg('--measure', action='store_true',
+             help='first time a few steps of each row on made images of full size, on a GPU'),
+         arg('--switches', action='store_true',
+             help='compare the switches for speed, each alone and all together; with --measure, time them'),
+         arg('--steps', type=int, default=20, help='that are timed; default 20'),
+         arg('--device', help='of the measurement; default: a GPU, without which it is an error'))
+def cost(given: Words) -> None:
+    """Print steps, measured seconds a step, memory and GPU-hours of each row."""
+    from amdlib.paper.rows import ROWS, find_row
+    from amdlib.scale import cost
+    rows, settings = [find_row(row) for row in given.rows or ROWS], read.settings(given)
+    store = read.store_for_plans(given)
+    if given.measure:
+        on_cpu = given.device == 'cpu'
+        for recipe in cost.recipes(settings, on_cpu) if given.switches else [settings]:
+            cost.measure(rows, store, recipe, steps=given.steps, on_cpu=on_cpu)
+    path = (cost.write_switches(rows, store, settings) if given.switches else
+            cost.write(cost.table(rows, store, settings), store))
+    print(path.read_text())
+
+
+@command(arg('commit', nargs='?', help='that made the records; default: the last one'))
+def attest(given: Words) -> None:
+    """Prove that edited code gives the digits of the old, so that records count further: trains some steps of every
+    row at both commits and compares bit by bit."""
+    from amdlib.runs.attest import attest
+    attest(given.commit)
+
+
+@command(arg('file', type=Path), arg('--ends-with-stdin', action='store_true',
+                                     help='end where standard input ends, with the process that started this one'))
+def job(given: Words) -> None:
+    """Do what a job file says; batches start their runs so."""
+    from amdlib.runs.jobs import execute
+    execute(given.file, given.ends_with_stdin)
+
+
+@command(arg('folder', type=Path), arg('file', type=Path))
+def probe(given: Words) -> None:
+    """Train some steps of every row in an empty folder and write the digests of what came out; attest does so at two
+    commits."""
+    from amdlib.files import write_json
+    from amdlib.runs.attest import probe
+    write_json(given.file, probe(given.folder))

@@ -1,0 +1,59 @@
+"""The runs that docs/plan.md asks for (`paper.planned`), in the order of their value."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from amdlib.paper.pairs import find_group
+from amdlib.paper.planned import GROUP, PLANNED, Planned
+from amdlib.paper.rows import find_row
+from amdlib.runs.batch import run_missing
+from amdlib.runs.calibrate import calibrate, factors
+from amdlib.runs.recipe import own_settings
+from amdlib.runs.run import Run, arm_settings
+from amdlib.runs.store import Store
+
+
+def planned_runs(one: Planned, store: Store, group: str = GROUP,
+                 settings: Mapping[str, Any] | None = None) -> list[Run]:
+    """Both rows of a planned comparison with every planned seed; [] where it needs factors that were not chosen.
+
+    Args:
+        settings: of every run.
+    """
+    chosen, runs = factors(store, group, one.arm) if one.calibrated else {}, []
+    for name in (one.row, one.over):
+        row = find_row(f'{group}-{name}')
+        own = {**own_settings(row, settings or {}), **arm_settings(row, store.profile, one.arm)}
+        if one.calibrated and row.method:
+            if row.method not in chosen:    # AMD's holds for its controls too
+                return []
+            own['factor'] = chosen[row.method]
+        runs += [Run.of(row, store.profile, seed, own) for seed in one.all_seeds]
+    return runs
+
+
+def all_runs(store: Store, group: str = GROUP, settings: Mapping[str, Any] | None = None) -> list[Run]:
+    """Every run of the plan that can be named by now, each once.
+
+    First those that share arm, weights and number of seeds with the primary comparison, and so on in the plan's order;
+    among them seed by seed, since all rows of a seed are to come from one machine.
+    """
+    alike: dict[tuple, list[Run]] = {}
+    for one in PLANNED:
+        alike.setdefault((one.arm, one.calibrated, one.seeds), []).extend(planned_runs(one, store, group, settings))
+    return list(dict.fromkeys(run for runs in alike.values() for run in sorted(runs, key=lambda run: run.seed)))
+
+
+def train_plan(store: Store, group: str = GROUP, settings: Mapping[str, Any] | None = None) -> None:
+    """Choose the factors that the plan needs and that are not chosen, then train what is missing of it.
+
+    Errors: SettingError for an unknown group or setting; RunError at the end, naming the runs that failed.
+    """
+    find_group(group)
+    for arm in dict.fromkeys(one.arm for one in PLANNED if one.calibrated):
+        needed = {method for one in PLANNED if one.calibrated and one.arm == arm for name in (one.row, one.over)
+                  if (method := find_row(f'{group}-{name}').method)}
+        if missing := sorted(needed - factors(store, group, arm).keys()):
+            calibrate(store, [group], arm, missing, settings=settings)
+    run_missing(all_runs(store, group, settings), store)
