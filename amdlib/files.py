@@ -5,6 +5,7 @@ import contextlib
 import gzip
 import hashlib
 import json
+import lzma
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,19 +39,21 @@ def write_text(path: str | Path, text: str) -> None:
 
 
 def write_json(path: str | Path, content: dict | list) -> None:
-    """Write JSON whole; compressed where the name ends in `.gz`, the same bytes for the same content."""
-    packed = Path(path).suffix == '.gz'
+    """Write JSON whole; compressed where the name ends in `.gz` or `.xz`, the same bytes for the same content."""
+    packed = Path(path).suffix in ('.gz', '.xz')
     text = json.dumps(content, indent=None if packed else 1).encode()
     with whole(path) as beside:
-        beside.write_bytes(gzip.compress(text, mtime=0) if packed else text)
+        beside.write_bytes({'.gz': lambda: gzip.compress(text, mtime=0), '.xz': lambda: lzma.compress(text, preset=9)}
+                           .get(Path(path).suffix, lambda: text)())
 
 
 def read_json(path: str | Path):
     """The content of a JSON file, also of one that `write_json` compressed. Errors: OSError; ValueError."""
     content = Path(path).read_bytes()
     try:
-        return json.loads(gzip.decompress(content) if Path(path).suffix == '.gz' else content)
-    except EOFError as error:
+        unpack = {'.gz': gzip.decompress, '.xz': lzma.decompress}.get(Path(path).suffix, bytes)
+        return json.loads(unpack(content))
+    except (EOFError, lzma.LZMAError) as error:
         raise ValueError(f'{path}: cut short') from error
 
 

@@ -12,7 +12,7 @@ def bed(given: Words) -> None:
     """Say from the records whether the test bed can tell methods apart: the teacher's lead, the spread over seeds,
     clipped steps, distillation beside detection, masks."""
     from amdlib.show.bed import Bed, write
-    groups, settings, store = read.groups(given), read.settings(given), read.store(given)
+    groups, settings, store = read.groups(given), read.settings(given), read.store(given).with_kept()
     beds = [Bed(store, group, settings, not given.no_masks) for group in groups]
     print('\n\n'.join(bed.markdown() for bed in beds))
     if given.write:
@@ -54,6 +54,14 @@ def teachers(given: Words) -> None:
     groups, seeds = read.groups(given) if given.group else [], read.seeds(given)
     for file in teachers.make(read.store(given), groups, seeds, force=given.force):
         print(file)
+
+
+@command(*WHERE)
+def keep(given: Words) -> None:
+    """Put the records of all runs that count into results/<profile>/records/, to be committed: what they logged too, of
+    Table I's first seed the detections, no weights."""
+    from amdlib.runs.keeping import keep
+    keep(read.store(given))
 
 
 @command(*WHERE)

@@ -61,7 +61,7 @@ def table(given: Words) -> None:
     wanted = find_table(given.name).with_methods(given.methods)
     wanted = wanted.with_controls() if given.controls else wanted
     runs = table_runs(wanted, given.profile, given.group, read.seeds(given), read.settings(given), arm=given.arm)
-    store = read.store(given)
+    store = read.store(given).with_kept()
     print(tables.readable(tables.tidy(wanted, store.collect(runs)), store.profile))
 
 

@@ -52,7 +52,7 @@ def run_missing(runs: Iterable[Run], store: Store, *, force: bool = False,
     Errors: RunError at the end, naming all that failed; a failed run does not stop the others (its students cannot
         start).
     """
-    executed = dict(executed or {})
+    executed, store = dict(executed or {}), store.with_kept(False)
     if executed:
         notebooks.check(EXPERIMENT, PARAMETERS)
     runs = with_teachers([*runs, *executed])

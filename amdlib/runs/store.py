@@ -4,6 +4,10 @@ A run's folder, `<results>/<profile>[/<data set>]/runs/<run id>/`, holds `record
 the 12 COCO numbers), `detections.json.gz` (COCO results format; the numbers are computed from this file),
 `weights.pth` (the plain detector), `scalars.jsonl` (losses by step) and `progress.json`. A record counts only while
 settings, data, teacher, weight files and code are those that would be used now; otherwise it is stale and says why.
+
+What stands behind committed numbers is committed too, in `records/<run id>/` beside `runs/` (`runs.keeping`): the
+record, what was logged, of some runs the detections, no weights. A store `with_kept()` reads these where a run is not
+done here.
 """
 from __future__ import annotations
 
@@ -27,6 +31,8 @@ from amdlib.runs.run import Run
 from amdlib.weights import published
 
 RECORD, DETECTIONS, WEIGHTS, SCALARS = 'record.json', 'detections.json.gz', 'weights.pth', 'scalars.jsonl'
+KEPT, KEPT_DETECTIONS, KEPT_SCALARS = 'records', 'detections.json.xz', 'scalars.csv.gz'
+MADE_ELSEWHERE = 'not made here: its kept record is shown'
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,7 @@ class Store:
     results: Path = ROOT / 'results'
     means: Means = Means()      # with which what is missing is made
     data: Path | None = None    # the folder that the data set was given as
+    kept: bool = False          # for reading: where a run is not done here, its kept record counts
 
     @property
     def folder(self) -> Path:
@@ -60,18 +67,39 @@ class Store:
         """The folder of one run."""
         return self.folder / 'runs' / run.id
 
+    def kept_folder(self, run: Run) -> Path:
+        """Where a run's committed record lies, or would."""
+        return self.folder / KEPT / run.id
+
     def state(self, run: Run, folder: Path | None = None) -> State:
         """Compare a run's record with what would be run now; no model Config is built where its key says enough.
 
         Args:
             folder: of the run, where it is not the usual one.
         """
-        folder = folder or self.run_folder(run)
+        found = self._state_in(run, folder or self.run_folder(run))
+        if found.name != 'done' and folder is None and self.kept and (self.kept_folder(run) / RECORD).is_file():
+            kept = self._state_in(run, self.kept_folder(run), whole=False)
+            if kept.name == 'done':
+                return replace(kept, note=', '.join(filter(None, [MADE_ELSEWHERE, kept.note])))
+        return found
+
+    def home(self, run: Run) -> Path:
+        """The folder that a run is read from: its own, or that of its kept record."""
+        own, kept = self.run_folder(run), self.kept_folder(run)
+        if not self.kept or not (kept / RECORD).is_file() or self._state_in(run, own).name == 'done':
+            return own
+        return kept
+
+    def _state_in(self, run: Run, folder: Path, whole: bool = True) -> State:
+        """`state` from one folder; `whole`: weights and detections are to be there."""
         if not (folder / RECORD).is_file():
             return unfinished(folder)
         try:
             record = read_json(folder / RECORD)
-            reasons = self._reasons(record, run, folder)
+            reasons = self._reasons(record, run)
+            reasons += [f'{name} is missing' for name in (WEIGHTS, DETECTIONS)
+                        if whole and not (folder / name).is_file()]
             note = fingerprints.other_versions(record['versions'])
         except (OSError, ValueError) as error:
             return State('stale', f'{RECORD} cannot be read: {error}')
@@ -79,7 +107,7 @@ class Store:
             return State('stale', f'record of another format: {error} is missing or of another kind')
         return State('stale', ', '.join(reasons), record, note) if reasons else State('done', '', record, note)
 
-    def _reasons(self, record: dict[str, Any], run: Run, folder: Path) -> list[str]:
+    def _reasons(self, record: dict[str, Any], run: Run) -> list[str]:
         """Why a record does not count."""
         reasons = []
         if not (self._same_settings(record, run) and _same_files(run, record['files'])):
@@ -88,7 +116,6 @@ class Store:
             reasons.append(f'made with other data ({record["data"]["fingerprint"]}, now {self.dataset.fingerprint})')
         if not fingerprints.same_code(record['code_fingerprint'], fingerprints.code_fingerprint(run)):
             reasons.append('made with other code')
-        reasons += [f'{name} is missing' for name in (WEIGHTS, DETECTIONS) if not (folder / name).is_file()]
         if teacher := run.teacher():
             taught = self.state(teacher)
             if taught.name != 'done':
@@ -111,8 +138,18 @@ class Store:
         return found.record
 
     def detections(self, run: Run) -> list[dict[str, Any]]:
-        """Detections of a run, COCO results format."""
-        return read_json(self.run_folder(run) / DETECTIONS)
+        """Detections of a run, COCO results format. Errors: RunError where only its record was kept."""
+        return read_json(self.detections_file(run))
+
+    def detections_file(self, run: Run) -> Path:
+        """The file with a run's detections. Errors: as of `detections`."""
+        home = self.home(run)
+        if home != self.kept_folder(run):
+            return home / DETECTIONS
+        if not (home / KEPT_DETECTIONS).is_file():
+            raise RunError(f'{run.id} was not made here and its detections were not kept: make it with '
+                           f'{self.command(run)}')
+        return home / KEPT_DETECTIONS
 
     def reported(self, run: Run) -> Path:
         """Annotations of the split on which a run is evaluated."""
@@ -124,7 +161,7 @@ class Store:
 
     def scalars(self, run: Run) -> pd.DataFrame:
         """What a run logged: step, loss and its terms, lr, grad_norm; empty for a run that was not trained."""
-        return read_scalars(self.run_folder(run))
+        return read_scalars(self.home(run))
 
     def collect(self, runs: Iterable[Run]) -> pd.DataFrame:
         """One line a run: row, seed, the 12 numbers in percent, and what is behind them.
@@ -155,6 +192,20 @@ class Store:
                  *(f'--set {key}={value}' for key, value in run.settings.items()),
                  *([] if self.profile.data == 'shapes' else ['--data <folder>'])]
         return ' '.join(words)
+
+    def record_files(self, pattern: str = '*') -> list[Path]:
+        """The records that lie here, by name; with `kept` the kept ones of runs that left none here.
+
+        Args:
+            pattern: of a run's id, such as 'retinanet-*'.
+        """
+        own = {file.parent.name: file for file in (self.folder / 'runs').glob(f'{pattern}/{RECORD}')}
+        kept = {file.parent.name: file for file in (self.folder / KEPT).glob(f'{pattern}/{RECORD}')}
+        return [file for _, file in sorted({**(kept if self.kept else {}), **own}.items())]
+
+    def with_kept(self, kept: bool = True) -> Store:
+        """The same store, for reading: kept records count where a run is not done here."""
+        return replace(self, kept=kept)
 
     def with_means(self, **changes: Any) -> Store:
         """The same store with other means, such as `jobs=2`."""
@@ -197,6 +248,8 @@ def open_store(profile: str | Profile = 'mini', data: str | Path | None = None, 
 
 def read_scalars(folder: Path) -> pd.DataFrame:
     """What was logged in a run's folder; see `Store.scalars`."""
+    if (folder / KEPT_SCALARS).is_file():
+        return pd.read_csv(folder / KEPT_SCALARS)
     file = folder / SCALARS
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
     return pd.DataFrame(lines, columns=None if lines else ['step', 'loss'])

@@ -65,6 +65,7 @@ def train(run: Run, store: Store, *, force: bool = False, resume: bool = False, 
     Errors: RunError; whatever training raises, after progress.json has said `failed`.
     """
     _check_words(store, force, resume, cfg_options, work_dir)
+    store = store.with_kept(False)      # of a kept record nothing can be taken
     folder = Path(work_dir) if work_dir else store.run_folder(run)
     if work_dir is None and (record := _finished(run, store, force)):
         return record

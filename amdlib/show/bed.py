@@ -22,7 +22,7 @@ from amdlib.runs.calibrate import FIRST_SEED
 from amdlib.runs.config import Taught
 from amdlib.runs.recipe import own_settings
 from amdlib.runs.run import Run, teacher_of
-from amdlib.runs.store import RECORD, Store
+from amdlib.runs.store import Store
 from amdlib.runs.watch import FEW_POSITIONS, HARDLY, MOST_CLIPPED, RATIO, SETTLED, baseline_of
 from amdlib.show import coverage, features, seeds, tables, verdicts
 from amdlib.words import number, some
@@ -52,7 +52,7 @@ class Bed:
     def _found(self) -> tuple[list[tuple[Run, dict[str, Any]]], list[str]]:
         """Runs of the group with a record that counts, and those whose record does not, why in brackets."""
         done, other = [], []
-        for file in sorted((self.store.folder / 'runs').glob(f'{self.group.name}-*/{RECORD}')):
+        for file in self.store.record_files(f'{self.group.name}-*'):
             try:
                 record = read_json(file)
                 run = Run.of(record['row'], self.store.profile, record['seed'], record['settings'])

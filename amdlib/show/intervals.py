@@ -14,7 +14,7 @@ from amdlib.engine.coco import METRICS
 from amdlib.errors import SettingError
 from amdlib.files import digest, locked, read_json, sha256, write_json
 from amdlib.runs.run import Run
-from amdlib.runs.store import DETECTIONS, Store
+from amdlib.runs.store import Store
 from amdlib.show.stats import Matches, paired
 from amdlib.words import log
 
@@ -69,7 +69,7 @@ class OnImages:
         splits = {one.recipe.split for one in runs}
         if len(splits) > 1:
             raise SettingError(f'{run} and {other} were evaluated on different splits')
-        found = [sha256(self.store.run_folder(one) / DETECTIONS) for one in runs]
+        found = [sha256(self.store.detections_file(one)) for one in runs]
         return digest(json.dumps([RULE, self.resamples, self.store.dataset.fingerprint, *splits, *found]))
 
     def _read(self) -> dict[str, dict[str, list]]:

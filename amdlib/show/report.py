@@ -29,7 +29,7 @@ from amdlib.errors import RunError
 from amdlib.paper.profiles import Profile
 from amdlib.paper.tables import TABLES
 from amdlib.runs import fingerprints
-from amdlib.runs.store import RECORD, Store
+from amdlib.runs.store import KEPT, MADE_ELSEWHERE, RECORD, Store
 from amdlib.show import tables
 from amdlib.words import log
 
@@ -81,7 +81,7 @@ def build(store: Store) -> Path:
     if not notebooks and not any((folder / f'{stem}{kind}').is_file() for stem in found for kind in ('.csv', *PICTURE)):
         raise RunError(f'{folder}: no table, figure or executed notebook to report on; '
                           f'run `make reproduce-table1{_where(profile)}` first')
-    records = _records(folder)
+    records = _records(store)
     for cells, _ in found.values():
         if cells is not None:
             cells['problem'] = [_problem(cell, records) for cell in cells.itertuples()]
@@ -134,14 +134,15 @@ def _cells(file: Path, columns: set[str]) -> tuple[pd.DataFrame | None, str]:
     return cells, ''
 
 
-def _records(folder: Path) -> dict[str, dict[str, Any]]:
-    """Every run's record by the run's id; of one that cannot be read {'unreadable': why}."""
+def _records(store: Store) -> dict[str, dict[str, Any]]:
+    """Every run's record by the run's id, kept ones too; of one that cannot be read {'unreadable': why}."""
     records = {}
-    for file in sorted((folder / 'runs').glob(f'*/{RECORD}')):
+    for file in store.with_kept().record_files():
         try:
             record = json.loads(file.read_text())
             if missing := FIELDS - record.keys():
                 raise ValueError(f'it lacks {", ".join(sorted(missing))}')
+            record['elsewhere'] = file.parents[1].name == KEPT
         except ValueError as error:
             record = {'unreadable': str(error)}
         records[file.parent.name] = record
@@ -179,7 +180,8 @@ def _entries(found: dict[str, tuple], records: dict[str, dict[str, Any]]) -> lis
         record = records.get(run, {'unreadable': f'there is no {RECORD}'})
         taught = record.get('teacher')
         now = records.get(taught['id'], {}).get('weights_sha256') if taught else None
-        note = fingerprints.other_versions(record['versions']) if 'versions' in record else ''
+        note = ', '.join(filter(None, [MADE_ELSEWHERE if record.get('elsewhere') else '', fingerprints.other_versions(
+            record['versions']) if 'versions' in record else '']))
         entries.append({'id': run, 'record': record, 'note': note, 'used': used.get(run, []),
                         'teacher_known': now is not None,
                         'teacher_is_another': now is not None and now != taught['weights_sha256']})

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from amdlib.errors import RunError
 from amdlib.paper.pairs import GROUPS
 from amdlib.paper.planned import METRIC, PLANNED, Planned
 from amdlib.paper.printed import paper_value
@@ -92,14 +93,18 @@ class Plan:
             found.verdict, unfinished, strict=True)])
 
     def headline(self, resamples: int = 1000) -> seeds.Interval | None:
-        """The primary difference, its interval over seeds and images together; None without two pairs."""
+        """The primary difference, its interval over seeds and images together; None without two pairs, or where the
+        detections of a run are not here."""
         one = next(one for one in PLANNED if one.primary)
         pairs = self.pairs[one]
         if len(pairs.runs) < 2:
             return None
         images = OnImages(self.store, self.runs(one))
-        return seeds.headline([tuple(images.matches(run['run']) for run in pair) for pair in pairs.runs], METRIC,
-                              resamples)
+        try:
+            found = [tuple(images.matches(run['run']) for run in pair) for pair in pairs.runs]
+        except RunError:    # only records were kept
+            return None
+        return seeds.headline(found, METRIC, resamples)
 
     def one_pair(self) -> tuple[Run, Run] | None:
         """The first comparison's first pair of runs, for question A; None where there is none."""
