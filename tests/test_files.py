@@ -1,8 +1,8 @@
 """files.py: files are whole or as they were; the same content gives the same bytes; one process at a time."""
 import gzip
 import json
-import lzma
 import logging
+import lzma
 import multiprocessing
 import os
 import time
