@@ -18,6 +18,8 @@ AMDLIB  := $(PY) -m amdlib
 #? METHOD a loss of your own, path/to/file.py:ClassName: a line more of each table
 #? ARM how one-stage students of the methods start: alone, or inherit (the teacher's neck and head); default: the profile's
 #? CONTROLS 1 shows the controls in tables too
+#? CALIBRATED 1 weighs each method by the factor that make calibrate chose, instead of by the rule alone
+#? TEACHERS fresh: train the teachers anew instead of taking the shipped ones
 #? METHODS for calibrate, such as "amd mgd"; default: all that are compared
 #? VALUES of the threshold phi, for reproduce-fig4; default: "0.5 0.7 0.9 1.0 1.1 1.3 1.5"
 #? DEVICE cpu, cuda or cuda:N; default: a GPU where there is one
@@ -38,8 +40,8 @@ AMDLIB  := $(PY) -m amdlib
 #? PYTHON interpreter for make setup, 3.11 or newer; default: python3
 #? VENV folder of the virtual environment; default: .venv
 #? PUBLIC folder of the public code, for make goldens (see tests/goldens/)
-KNOWN := PROFILE DATA GROUP SEEDS SETTINGS METHOD ARM CONTROLS METHODS VALUES DEVICE JOBS FORCE WEIGHTS MIRRORS \
-         SKIP_TEACHER_CHECK WORKERS TENSORBOARD NAME LAB RUN ONNX MEASURE SWITCHES COMMIT PYTHON VENV PUBLIC
+KNOWN := PROFILE DATA GROUP SEEDS SETTINGS METHOD ARM CONTROLS CALIBRATED TEACHERS METHODS VALUES DEVICE JOBS FORCE WEIGHTS \
+         MIRRORS SKIP_TEACHER_CHECK WORKERS TENSORBOARD NAME LAB RUN ONNX MEASURE SWITCHES COMMIT PYTHON VENV PUBLIC
 
 # a variable that is misspelled would go unnoticed
 given   := $(foreach one,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(one)))),$(one)))
@@ -60,9 +62,10 @@ flag  = $(if $(filter-out 0,$(value $(1))),$(2))
 plain = $(if $(value $(1)),$(call quote,$(value $(1))))
 
 WHERE     = $(call opt,PROFILE,--profile) $(call opt,DATA,--data)
+SET       = $(call opt,SETTINGS,--settings) $(if $(value TEACHERS),--set=$(call quote,teachers=$(value TEACHERS)))
 ASKED     = $(call opt,GROUP,--group) $(call opt,SEEDS,--seeds) $(call opt,VALUES,--values) \
-            $(call opt,SETTINGS,--settings) $(call opt,METHOD,--method) $(call opt,ARM,--arm) \
-            $(call flag,CONTROLS,--controls)
+            $(SET) $(call opt,METHOD,--method) $(call opt,ARM,--arm) \
+            $(call flag,CONTROLS,--controls) $(call flag,CALIBRATED,--calibrated)
 PUBLISHED = $(call opt,WEIGHTS,--weights) $(call opt,MIRRORS,--mirrors)
 MEANS     = $(call opt,DEVICE,--device) $(call opt,JOBS,--jobs) $(PUBLISHED) $(call opt,WORKERS,--workers) \
             $(call flag,TENSORBOARD,--tensorboard) $(call flag,SKIP_TEACHER_CHECK,--skip-teacher-check)
@@ -127,13 +130,13 @@ status: $(SETUP)  ## which runs are done, running, failed, stale or missing, and
 	@$(AMDLIB) status $(WHERE) $(ASKED)
 
 bed: $(SETUP)  ## whether the test bed can tell methods apart: what must hold, spread over seeds, clipping, masks (bed.md)
-	@$(AMDLIB) bed $(WHERE) $(call opt,GROUP,--group) $(call opt,SETTINGS,--settings) --write
+	@$(AMDLIB) bed $(WHERE) $(call opt,GROUP,--group) $(SET) --write
 
 calibrate: $(SETUP)  ## choose one factor on each method's weights, on validation pictures (GROUP, ARM, METHODS)
-	@$(AMDLIB) calibrate $(WHERE) $(call opt,GROUP,--group) $(call opt,ARM,--arm) $(call opt,METHODS,--methods) $(call opt,SEEDS,--seeds) $(call opt,SETTINGS,--settings) $(MEANS) $(call flag,FORCE,--force)
+	@$(AMDLIB) calibrate $(WHERE) $(call opt,GROUP,--group) $(call opt,ARM,--arm) $(call opt,METHODS,--methods) $(call opt,SEEDS,--seeds) $(SET) $(MEANS) $(call flag,FORCE,--force)
 
 plan: $(SETUP)  ## train what docs/plan.md asks for, in the order of its value, and judge it (mini: 13 hours on one core)
-	@$(AMDLIB) plan $(WHERE) $(call opt,GROUP,--group) $(call opt,SETTINGS,--settings) $(MEANS)
+	@$(AMDLIB) plan $(WHERE) $(call opt,GROUP,--group) $(SET) $(MEANS)
 
 keep: $(SETUP)  ## put the records of all runs that count below results/<profile>/records/, to be committed
 	@$(AMDLIB) keep $(WHERE)
@@ -163,7 +166,7 @@ paper-dryrun: $(SETUP)  ## every row a few steps at the paper's architectures, w
 	@$(AMDLIB) dryrun $(call opt,DATA,--data) $(call opt,JOBS,--jobs) $(call opt,DEVICE,--device)
 
 cost: $(SETUP)  ## steps, measured seconds a step, memory and GPU-hours of each row (MEASURE=1 times them here)
-	@$(AMDLIB) cost $(WHERE) $(call opt,SETTINGS,--settings) $(call flag,MEASURE,--measure) $(call flag,SWITCHES,--switches) $(call opt,DEVICE,--device)
+	@$(AMDLIB) cost $(WHERE) $(SET) $(call flag,MEASURE,--measure) $(call flag,SWITCHES,--switches) $(call opt,DEVICE,--device)
 
 attest: $(SETUP)  ## prove that edited code gives the digits of the old, so that records count further (an hour on two cores)
 	@$(AMDLIB) attest -- $(call plain,COMMIT)

@@ -37,6 +37,8 @@ ARM = arg('--arm', choices=('alone', 'inherit'),
           help="how one-stage students of the methods start: alone, or from the teacher's neck and head; default: the "
                "profile's")
 CONTROLS = arg('--controls', action='store_true', help="a table's controls as further lines")
+CALIBRATED = arg('--calibrated', action='store_true',
+                 help='the weights of each method by the factor that calibrate chose, instead of by the rule alone')
 GROUP = arg('--group', help='only this detector pair: retinanet, reppoints or faster_rcnn')
 FORCE = arg('--force', action='store_true', help='train again what is done')
 DEVICE = arg('--device', help='cpu, cuda or cuda:N; default: a GPU where there is one')
@@ -53,7 +55,7 @@ MEANS = (DEVICE, *PUBLISHED,
              help="images on which a published teacher's mAP is checked before training; default 300"),
          arg('--skip-teacher-check', action='store_true', help='train whatever the teacher is like'))
 OF_TARGETS = (*WHERE, GROUP, SEEDS, arg('--values', nargs='+', default=[], metavar='X', help='of the sweep in fig4'),
-              *SETTINGS, METHODS, ARM, CONTROLS)
+              *SETTINGS, METHODS, ARM, CONTROLS, CALIBRATED)
 OF_RUN = (
     arg('--work-dir', type=Path, metavar='DIR', help='put the run here, outside the tables'),
     arg('--resume', action='store_true', help='an error unless the run goes on from a checkpoint (it does so '

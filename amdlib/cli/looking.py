@@ -52,16 +52,18 @@ def show(given: Words) -> None:
 
 
 @command(arg('name', nargs='?', default='table1', help='table1 (default) to table6'), *WHERE, GROUP, SEEDS, *SETTINGS,
-         METHODS, read.ARM, read.CONTROLS)
+         METHODS, read.ARM, read.CONTROLS, read.CALIBRATED)
 def table(given: Words) -> None:
     """Print a table from the records that are there."""
     from amdlib.paper.tables import find_table
+    from amdlib.runs.calibrate import with_factors
     from amdlib.runs.run import table_runs
     from amdlib.show import tables
     wanted = find_table(given.name).with_methods(given.methods)
     wanted = wanted.with_controls() if given.controls else wanted
     runs = table_runs(wanted, given.profile, given.group, read.seeds(given), read.settings(given), arm=given.arm)
     store = read.store(given).with_kept()
+    runs = with_factors(runs, store) if given.calibrated else runs
     print(tables.readable(tables.tidy(wanted, store.collect(runs)), store.profile))
 
 

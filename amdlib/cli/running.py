@@ -57,7 +57,8 @@ def _asked(given: Words) -> tuple[list[Target], Given]:
     from amdlib.runs.recipe import absolute
     asked = targets.Given(
         given.group, read.seeds(given), tuple(read.numbers(given.values)), absolute(read.settings(given)),
-        tuple(map(methods.absolute, given.methods)), getattr(given, 'force', False), given.arm, given.controls)
+        tuple(map(methods.absolute, given.methods)), getattr(given, 'force', False), given.arm, given.controls,
+        given.calibrated)
     return targets.find_targets(given.targets, given.group), asked
 
 

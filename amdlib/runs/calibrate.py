@@ -230,6 +230,22 @@ def factors(store: Store, group: str, arm: str | None = None) -> dict[str, float
     return dict(zip(own.method, own.factor.astype(float), strict=True))
 
 
+def with_factors(runs: Iterable[Run], store: Store) -> list[Run]:
+    """The same runs with the chosen factor of each method on its weights; what distils nothing stays as it is.
+
+    Errors: RunError for a method whose factor was not chosen, saying how to; SettingError for a run that has one.
+    """
+    found = []
+    for run in runs:
+        if run.row.method:
+            if 'factor' in run.settings:
+                raise SettingError(f'{run.id}: calibrated and factor={run.recipe.factor:g}: give one of them')
+            factor = calibrated_factor(store, run.row.group.name, run.arm, run.row.name)
+            run = Run.of(run.row, run.profile, run.seed, {**run.settings, 'factor': factor})
+        found.append(run)
+    return found
+
+
 def calibrated_factor(store: Store, group: str, arm: str | None, method: str) -> float:
     """The chosen factor of a method, or of the method of a variant or control ('amd-permuted').
 

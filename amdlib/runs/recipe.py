@@ -53,7 +53,8 @@ class Recipe:
     checkpoint: str | None = _setting(None, 'file', 'a whole detector, evaluated and not trained', ('teacher',))
     teacher_backbone: str | None = _setting(None, 'file', "first weights of the teacher's backbone", TAUGHT)
     teacher_checkpoint: str | None = _setting(None, 'file', 'a whole teacher instead of a trained one', TAUGHT)
-    teachers: str = _setting('shipped', 'choice', 'shipped, or fresh: trained here', with_teacher=True)
+    teachers: str = _setting('shipped', 'choice', 'shipped, or fresh: trained here', ('teacher', *TAUGHT),
+                             with_teacher=True)
     teacher_seed: int = _setting(0, 'int', "the teacher's seed", TAUGHT)
     inherit: bool | None = _setting(None, 'bool', "start from the teacher's neck and head; the profile's arm",
                                     ('method',))

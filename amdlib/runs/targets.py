@@ -11,6 +11,7 @@ from amdlib.errors import RunError, SettingError
 from amdlib.paper.pairs import GROUPS, find_group
 from amdlib.paper.tables import PHI, TABLES
 from amdlib.runs import batch, notebooks
+from amdlib.runs.calibrate import with_factors
 from amdlib.runs.run import Run, row_runs, sweep_runs, table_runs, with_teachers
 from amdlib.runs.store import RECORD, Store
 from amdlib.words import log
@@ -27,6 +28,7 @@ class Given:
     force: bool = False
     arm: str | None = None                                  # how students start, 'alone' or 'inherit'
     controls: bool = False                                  # further lines of the tables
+    calibrated: bool = False                                # weights of the methods by the chosen factors
 
     def __post_init__(self) -> None:
         if self.group:
@@ -37,7 +39,8 @@ class Given:
         return {name: value for name, value in (
             ('group', self.group), ('seeds', list(self.seeds)), ('values', list(self.values) or None),
             ('settings', dict(self.settings) or None), ('methods', list(self.methods) or None),
-            ('force', self.force or None), ('arm', self.arm), ('controls', self.controls or None))
+            ('force', self.force or None), ('arm', self.arm), ('controls', self.controls or None),
+            ('calibrated', self.calibrated or None))
             if value is not None}
 
 
@@ -63,8 +66,8 @@ class Target:
 
 
 def _of_table(name: str) -> Callable[[Store, Given], list[Run]]:
-    return lambda store, given: table_runs(name, store.profile, given.group, given.seeds, given.settings,
-                                           given.methods, given.arm, given.controls)
+    return lambda store, given: _weighted(table_runs(name, store.profile, given.group, given.seeds, given.settings,
+                                                     given.methods, given.arm, given.controls), store, given)
 
 
 def _of_rows(*names: str) -> Callable[[Store, Given], list[Run]]:
@@ -74,8 +77,12 @@ def _of_rows(*names: str) -> Callable[[Store, Given], list[Run]]:
 
 
 def _of_sweep(store: Store, given: Given) -> list[Run]:
-    return sweep_runs(f'{given.group or "reppoints"}-amd', 'phi', given.values or PHI, store.profile, given.seeds,
-                      given.settings, given.arm)
+    return _weighted(sweep_runs(f'{given.group or "reppoints"}-amd', 'phi', given.values or PHI, store.profile,
+                                given.seeds, given.settings, given.arm), store, given)
+
+
+def _weighted(runs: list[Run], store: Store, given: Given) -> list[Run]:
+    return with_factors(runs, store) if given.calibrated else runs
 
 
 TARGETS: dict[str, Target] = {target.name: target for target in (

@@ -74,6 +74,9 @@ def build(store: Store) -> Path:
         raise RunError(f'profile {profile.name}: a dry run has random weights and numbers that mean nothing; '
                           'see dryrun.md instead')
     found = {name: _cells(folder / f'{name}.csv', COLUMNS) for name in TABLES}
+    others = {name: {f'{name}_{variant}': title for variant, title in tables.VARIANTS.items()
+                     if (folder / f'{name}_{variant}.csv').is_file()} for name in TABLES}
+    found |= {stem: _cells(folder / f'{stem}.csv', COLUMNS) for stems in others.values() for stem in stems}
     found |= {figure.stem: _cells(folder / f'{figure.stem}.csv', FIGURE_COLUMNS) for figure in FIGURES}
     notebooks = sorted(path for path in folder.rglob('*.ipynb')     # hidden ones are being executed
                        if path.relative_to(folder).parts[0] not in ('runs', 'report')
@@ -98,7 +101,7 @@ def build(store: Store) -> Path:
         _write(new / 'runs.html', 'runs.html', shared, root='', runs=entries)
         _write(new / 'index.html', 'report.html', shared, root='', tables=TABLES.values(), figures=FIGURES, found=found,
                pictures=pictures, notebooks=pages, runs=entries, group_title=tables.group_title,
-               reference_label=tables.reference_label,
+               reference_label=tables.reference_label, others=others,
                notes={stem: _notes(folder / f'{stem}.md') for stem in found})
         styles = [HtmlFormatter(style=name).get_style_defs('.highlight') for name in ('default', 'github-dark')]
         (new / 'report.css').write_text((TEMPLATES / 'report.css').read_text() + styles[0] + (

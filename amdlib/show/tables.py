@@ -30,7 +30,7 @@ from amdlib.runs.run import Run
 from amdlib.runs.store import Store
 from amdlib.show.intervals import OnImages
 from amdlib.show.values import assumptions
-from amdlib.show.verdicts import Pairs, explained, interval, judge, pair_up, told
+from amdlib.show.verdicts import Pairs, explained, interval, judge, pair_up, pooled, told
 from amdlib.words import log, minutes, number, plural
 
 if TYPE_CHECKING:
@@ -107,9 +107,17 @@ class Comparison(FromRecords):
     def write(self) -> Path:
         """Write the table (`.csv`, `.md`) and its figure into the store's folder; return the `.md`."""
         from amdlib.show import charts
-        written = write(self.cells, self.notes, self.store)
+        written = write(self.cells, self.notes, self.store, self.variant)
         charts.save(self.figure(), written.with_suffix(''))
         return written
+
+    @property
+    def variant(self) -> str:
+        """What sets the runs apart from those that the table shows by default: 'inherit' or 'alone', 'calibrated',
+        both, or ''."""
+        taught = [run for run in self.runs if run.row.method]
+        arms = {run.arm for run in taught if run.row.group.one_stage} - {self.store.profile.arm}
+        return '_'.join([*sorted(arms), *(['calibrated'] if any(run.recipe.factor != 1 for run in taught) else [])])
 
     def _tidy(self, records: pd.DataFrame) -> pd.DataFrame:
         return tidy(self.table, records, self.on_images)
@@ -300,6 +308,12 @@ def reading_notes(cells: pd.DataFrame, store: Store, records: pd.DataFrame) -> s
         name = find_group(group).student_label
         inherits = 'inherit' in set(records.arm[(records.group == group) & (records.row == 'amd-allmasked')])
         lines += [f'{name}: {line}' for line in _found(table, of_map[of_map.group == group], inherits)]
+    if together := pooled(table, records):
+        of_row = of_map.groupby(level=0).label.first()
+        parts = [f'{of_row[row]}{f" over {of_row[over]}" if over else ""} {number(one.mean, "+.1f")} [{one.low:+.1f}, '
+                 f'{one.high:+.1f}] ({one.verdict if one.verdict.startswith("not") else f"n = {one.n}, {one.verdict}"})'
+                 for (row, over), one in together.items()]
+        lines.append(f'all groups pooled, each with the same weight, {table.difference} in mAP: {"; ".join(parts)}.')
     lines += [*version_notes(records), assumptions(), *(f'Data: {note}.' for note in store.dataset.notes)]
     return '\n'.join(f'- {line}' for line in lines)
 
@@ -336,15 +350,26 @@ def _found(table: Table, rows: pd.DataFrame, inherits: bool) -> list[str]:
 
 # ---- files ------------------------------------------------------------------------------------------------------
 
-def write(cells: pd.DataFrame, notes: str, store: Store) -> Path:
+_WORDS = {'alone': 'students that start alone', 'inherit': "students that start from the teacher's neck and head",
+          'calibrated': 'weights by the calibrated factors'}
+VARIANTS = {'_'.join(parts): ', '.join(_WORDS[part] for part in parts) for parts in (
+    ('calibrated',), ('inherit',), ('inherit', 'calibrated'), ('alone',), ('alone', 'calibrated'))}
+
+
+def write(cells: pd.DataFrame, notes: str, store: Store, variant: str = '') -> Path:
     """Write `<table>.csv` (every cell, full precision) and `.md` (for reading) into the store's folder; return the
-    latter."""
+    latter.
+
+    Args:
+        variant: of VARIANTS; the files are then called after it too, `<table>_<variant>.csv`.
+    """
     table, profile = table_numbered(cells.table.iloc[0]), store.profile
+    stem = f'{table.name}_{variant}' if variant else table.name
     means = 'gain in mAP over the baseline that starts alike' if table.reference == 'baseline' else (
         'difference in mAP to that row')
-    write_csv(cells, store.folder / f'{table.name}.csv')
-    return write_markdown(store.folder / f'{table.name}.md', [
-        f'# Table {table.number}, profile `{profile.name}`',
+    write_csv(cells, store.folder / f'{stem}.csv')
+    return write_markdown(store.folder / f'{stem}.md', [
+        f'# Table {table.number}, profile `{profile.name}`' + (f': {VARIANTS[variant]}' if variant else ''),
         f'{table.title}. COCO numbers in percent; in brackets the paper\'s. *{table.difference}*: {means}, '
         'in brackets its 95 % interval.',
         readable(cells, profile), LIMITS, notes])

@@ -143,5 +143,27 @@ def told(table: Table, cells: pd.DataFrame, labels: Mapping[str, str]) -> list[s
     return lines
 
 
+def pooled(table: Table, records: pd.DataFrame) -> dict[tuple[str, str], seeds.Comparison]:
+    """Differences in mAP pooled over a table's groups, by (row, over): to each group's reference (over ''), and of AMD
+    to MGD where the table compares methods.
+
+    Args:
+        records: `Store.collect` of the table's runs.
+    Returns: the comparisons that every group has two pairs or more of; {} for fewer than two groups.
+    """
+    groups = list(dict.fromkeys(records.group))
+    wanted = [(row, '') for row in dict.fromkeys(records.row) if row not in ('teacher', 'untrained', table.reference)]
+    found = {}
+    for row, over in [*wanted, *([('amd', 'mgd')] if table.reference == 'baseline' else [])]:
+        differences = {}
+        for group in groups:
+            arms = records.arm[(records.group == group) & (records.row == row)]
+            pairs = pair_up(records, group, row, over or table.reference_of(row, *arms[:1])) if len(arms) else Pairs()
+            differences[group] = pairs.differences('mAP')
+        if len(groups) > 1 and all(len(own) > 1 for own in differences.values()):
+            found[row, over] = seeds.pooled(differences)
+    return found
+
+
 def _number(value: Any) -> float:
     return math.nan if value is None else float(value)

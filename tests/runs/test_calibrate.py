@@ -9,8 +9,9 @@ from amdlib.errors import RunError, SettingError
 from amdlib.paper.pairs import GROUPS
 from amdlib.paper.tables import TABLES
 from amdlib.runs import calibrate
-from amdlib.runs.calibrate import COLUMNS, FIRST_SEED, GRID, calibrated_factor, default_methods, factors
+from amdlib.runs.calibrate import COLUMNS, FIRST_SEED, GRID, calibrated_factor, default_methods, factors, with_factors
 from amdlib.runs.progress import ProgressReport
+from amdlib.runs.run import Run
 
 
 @pytest.fixture
@@ -161,6 +162,25 @@ def test_lines_of_others_stay_and_ones_own_are_replaced(store, trained):
     told = (store.folder / 'calibration.md').read_text()
     assert [line for line in told.splitlines() if line.startswith('## ')] == [
         f'## {GROUPS[name].student_label}, alone' for name in ('retinanet', 'reppoints')]
+
+
+def test_runs_get_the_chosen_factor_of_their_method_and_arm(store, trained):
+    trained(lambda run: peak({('amd', 'alone'): 0.03, ('mgd', 'alone'): 0.3}.get((run.row.method, run.arm), 0.1))(run))
+    for arm in ('alone', 'inherit'):
+        calibrate.calibrate(store, ['retinanet'], arm, ['amd', 'mgd'])
+    rows = ('teacher', 'baseline', 'inherit', 'amd', 'mgd', 'amd-permuted')
+    for arm, wanted in (('alone', [1, 1, 1, 0.03, 0.3, 0.03]), ('inherit', [1, 1, 1, 0.1, 0.1, 0.1])):
+        runs = [Run.of(f'retinanet-{row}', store.profile, 2, {
+            'epochs': 3, **({'inherit': arm == 'inherit'} if row in ('amd', 'mgd', 'amd-permuted') else {})})
+            for row in rows]
+        found = with_factors(runs, store)
+        assert [run.recipe.factor for run in found] == wanted
+        assert [(run.row, run.seed, run.epochs, run.arm) for run in found] == [
+            (run.row, run.seed, run.epochs, run.arm) for run in runs]
+    with pytest.raises(RunError, match='retinanet-fgd: no factor was chosen for it'):
+        with_factors([Run.of('retinanet-fgd', store.profile)], store)
+    with pytest.raises(SettingError, match='calibrated and factor=0.5: give one of them'):
+        with_factors([Run.of('retinanet-amd', store.profile, 0, {'factor': 0.5})], store)
 
 
 def test_factors_of_other_data_do_not_count(store, trained):

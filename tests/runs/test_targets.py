@@ -89,6 +89,15 @@ def test_arm_and_controls_reach_the_runs_and_the_notebooks(store):
     assert {run.arm for run in TARGETS['fig4'].runs(store, given)} == {'inherit'}
 
 
+def test_calibrated_reaches_the_runs_and_the_notebooks(store, monkeypatch):
+    monkeypatch.setattr('amdlib.runs.targets.with_factors', lambda runs, given: [('weighted', run) for run in runs])
+    given = Given('retinanet', calibrated=True)
+    assert given.parameters() == {'group': 'retinanet', 'seeds': [0], 'calibrated': True}
+    for name in ('table1', 'fig4'):
+        assert TARGETS[name].runs(store, given) == [
+            ('weighted', run) for run in TARGETS[name].runs(store, Given('retinanet'))]
+
+
 def test_a_loss_of_ones_own_is_a_line_of_a_table(store, mine):
     runs = TARGETS['table1'].runs(store, Given('retinanet', methods=(mine,)))
     assert runs[-1] == Run.of(f'retinanet-{mine}', store.profile)

@@ -1,6 +1,9 @@
 """tables.py: a table, an overview and what is behind a number, from runs in a store."""
+from dataclasses import replace
+
 import pytest
 
+from amdlib.engine.coco import METRICS
 from amdlib.errors import RunError
 from amdlib.files import read_json, write_json
 from amdlib.paper.pairs import GROUPS
@@ -59,6 +62,37 @@ def test_a_comparison_writes_only_when_it_is_told_to(comparison):
     assert written == folder / 'table6.md'
     assert comparison.notes in written.read_text()
     assert repr(comparison) in written.read_text()
+
+
+@pytest.mark.parametrize(('settings', 'variant'), [
+    ({}, ''), ({'factor': 0.3}, 'calibrated'), ({'inherit': True}, 'inherit'),
+    ({'inherit': True, 'factor': 0.3}, 'inherit_calibrated'), ({'factor': 1.0}, '')])
+def test_another_arm_and_other_weights_make_files_of_their_own(store, settings, variant):
+    profile = replace(store.profile, arm='alone')
+    runs = [Run.of(f'retinanet-{row}', profile, 0, settings) for row in ('amd-mbconv', 'amd-conv1', 'amd')]
+    comparison = tables.Comparison('table5', replace(store, profile=profile), runs, resamples=0)
+    assert comparison.variant == variant
+    for run in [runs[0].teacher(), *runs]:
+        finish(store, run)
+    stem = f'table5_{variant}' if variant else 'table5'
+    assert comparison.write() == store.folder / f'{stem}.md'
+    assert {path.name for path in store.folder.glob('table5*')} == {
+        f'{stem}{kind}' for kind in ('.csv', '.md', '.png', '.svg')}
+    title = (store.folder / f'{stem}.md').read_text().splitlines()[0]
+    assert title == '# Table V, profile `mini`' + (f': {tables.VARIANTS[variant]}' if variant else '')
+
+
+def test_pooled_gains_are_told(store):
+    store = replace(store, profile=replace(store.profile, arm='alone'))
+    runs = [Run.of(f'{group}-{row}', store.profile, seed) for group in ('retinanet', 'reppoints')
+            for row in ('baseline', 'amd') for seed in (0, 1)]
+    for i, run in enumerate(runs):
+        if run.teacher():
+            finish(store, run.teacher())
+        finish(store, run, numbers={metric: 10.0 + i for metric in METRICS})
+    told = [line for line in tables.Comparison('table1', store, runs).notes.splitlines() if 'pooled' in line]
+    assert told == ['- all groups pooled, each with the same weight, gain in mAP: AMD +2.0 [+2.0, +2.0] (n = 4, '
+                    'better).']
 
 
 def test_a_comparison_is_read_at_its_first_use(store):

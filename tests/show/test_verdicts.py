@@ -82,6 +82,27 @@ def test_what_is_not_resolved_is_told_first():
     assert told.endswith('(n = 3).')
 
 
+def test_differences_are_pooled_over_groups_with_the_same_weight():
+    first = rows(teacher=(20,), baseline=(8, 9, 9.5), amd=(11, 14, 12), mgd=(11, 13, 12), fgd=(10,))
+    second = rows(baseline=(5, 6), amd=(5.5, 6.3), mgd=(5.2, 6.4)).assign(group='faster_rcnn')
+    records = pd.concat([first, second], ignore_index=True)
+    table = TABLES['table1']
+    found = verdicts.pooled(table, records)
+    assert list(found) == [('amd', ''), ('mgd', ''), ('amd', 'mgd')]        # fgd has one seed, and one group
+    assert found['amd', ''].mean == pytest.approx(((3 + 5 + 2.5) / 3 + 0.4) / 2)
+    assert found['amd', ''].n == 5
+    assert found['amd', 'mgd'].mean == pytest.approx((1 / 3 + 0.1) / 2)
+    assert verdicts.pooled(table, first) == {}
+
+
+def test_pooled_over_groups_each_gain_is_over_the_student_that_starts_alike():
+    inherit = rows(inherit=(10, 11), baseline=(5, 6), amd=(12, 12)).assign(arm='inherit')
+    alone = rows(baseline=(5, 6), inherit=(9, 9), amd=(8, 9)).assign(group='faster_rcnn', arm='alone')
+    found = verdicts.pooled(TABLES['table1'], pd.concat([inherit, alone], ignore_index=True))
+    assert found['amd', ''].groups['retinanet'].mean == 1.5
+    assert found['amd', ''].groups['faster_rcnn'].mean == 3
+
+
 @pytest.mark.parametrize(('asked', 'words'), [
     ((), '4 test images, 1 seed: the spread between seeds is not known'),
     (('A',), '4 test images, 1 seed: in brackets the 95 % interval over test images alone (question A'),
