@@ -122,7 +122,8 @@ def sweep(table: pd.DataFrame, x_label: str = 'threshold phi (Eq. 4)') -> Figure
     """Fig. 4: mAP and mAR over an option's value and, where the table has it, the share of masked positions.
 
     Args:
-        table: value, metric ('mAP', 'mAR', 'masked_share'), ours (percent), sd (over seeds; NaN draws no bar).
+        table: value, metric ('mAP', 'mAR', 'masked_share'), ours (percent); difference to the value `reference`, low
+            and high of its interval (NaN draws no bar), question.
     """
     with plt.rc_context(STYLE):
         figure, scores = plt.subplots(figsize=(4.2, 3.2), layout='constrained')
@@ -136,17 +137,16 @@ def sweep(table: pd.DataFrame, x_label: str = 'threshold phi (Eq. 4)') -> Figure
             shares.grid(False)
             drawn.append(_sweep_line(shares, masked, '#009E73', '^', '--', 'masked (right axis)'))
             shares.set(ylabel='masked positions (%)', ylim=(0, None))
-        figure.legend(handles=drawn, loc='outside lower center', ncols=3, frameon=False)
+        compared = table[table.low.notna()]
+        title = '' if compared.empty else f'bars: difference to {compared.reference.iloc[0]}{_meaning(compared)}'
+        figure.legend(handles=drawn, loc='outside lower center', ncols=3, frameon=False, title=title or None)
     return figure
 
 
 def _sweep_line(axis: Axes, lines: pd.DataFrame, colour: str, marker: str, dashes: str,
                 label: str) -> ErrorbarContainer:
     lines = lines.sort_values('value')
-    spread = None if lines.sd.isna().all() else lines.sd
-    if spread is not None:
-        label += ' ± sd'
-    return axis.errorbar(lines.value, lines.ours, yerr=spread, color=colour, marker=marker, markersize=4,
+    return axis.errorbar(lines.value, lines.ours, yerr=_ends(lines), color=colour, marker=marker, markersize=4,
                          linestyle=dashes, linewidth=1.5, capsize=3, label=label)
 
 

@@ -1,7 +1,8 @@
 """Sweeps: one row over the values of one of its method's options; records in, tidy and readable tables out.
 
-A *tidy* sweep has one line a value and metric: option, value, seeds, metric, ours and sd (over seeds, percent), and the
-runs behind it (group, row, runs, settings_hash, data, commit).
+A *tidy* sweep has one line a value and metric: option, value, seeds, metric, ours and sd (over seeds, percent); the
+difference to the row's own value of the option (`reference`), with low, high, n, question and verdict as in a table
+(`verdicts`); and the runs behind it (group, row, runs, settings_hash, data, commit).
 """
 from __future__ import annotations
 
@@ -16,8 +17,10 @@ from amdlib.datasets import coco_images
 from amdlib.paper.pairs import find_group
 from amdlib.runs.run import Run
 from amdlib.runs.store import Store
+from amdlib.show.intervals import OnImages
 from amdlib.show.tables import LIMITS, FromRecords, as_markdown, version_notes, write_csv, write_markdown
 from amdlib.show.values import assumptions
+from amdlib.show.verdicts import Pairs, explained, interval, judge, pair_up
 from amdlib.words import number
 
 if TYPE_CHECKING:
@@ -32,12 +35,14 @@ class Sweep(FromRecords):
     Args:
         runs: of `sweep_runs`; all of them must be done.
         shares: 0 to 1 by value of the option, each a metric of its own, such as the masked share.
+        resamples: of the test images, where there is one seed; 0 leaves its differences without an interval.
     """
 
     def __init__(self, runs: Iterable[Run], store: Store, option: str,
-                 shares: Mapping[str, pd.Series] | None = None) -> None:
+                 shares: Mapping[str, pd.Series] | None = None, resamples: int = 1000) -> None:
         super().__init__(option, runs, store)
         self.option, self.shares = option, shares
+        self.on_images = OnImages(store, self.runs, resamples) if resamples else None
 
     @functools.cached_property
     def notes(self) -> str:
@@ -52,7 +57,7 @@ class Sweep(FromRecords):
         return written
 
     def _tidy(self, records: pd.DataFrame) -> pd.DataFrame:
-        return tidy(self.runs, records, self.option, self.shares)
+        return tidy(self.runs, records, self.option, self.shares, self.on_images)
 
     def _draw(self) -> Figure:
         """mAP and mAR, and the share of masked positions where there is one, over the option."""
@@ -67,24 +72,29 @@ class Sweep(FromRecords):
 
 
 def tidy(runs: Sequence[Run], records: pd.DataFrame, option: str, shares: Mapping[str, pd.Series] | None = None,
-         ) -> pd.DataFrame:
+         on_images: OnImages | None = None) -> pd.DataFrame:
     """Tidy cells of a sweep from `Store.collect`'s records, in the order of the values.
 
     Args:
         shares: as of `Sweep`.
+        on_images: intervals of differences where there is one seed; None leaves them without.
     """
-    value_of = {run.id: run.value(option) for run in runs}
+    value_of, usual = {run.id: run.value(option) for run in runs}, runs[0].row.value(option)
+    by_value = records.assign(row=records.run.map(value_of).map(str))
     lines = []
     for value, own in records.groupby(records.run.map(value_of)):
+        pairs = pair_up(by_value, own.group.iloc[0], str(value), str(usual)) if value != usual else Pairs()
         behind = {'group': own.group.iloc[0], 'row': own.row.iloc[0], 'runs': ' '.join(own.run),
                   'settings_hash': ' '.join(sorted(set(own.settings_hash))), 'data': own.data.iloc[0],
                   'commit': ' '.join(sorted({str(c) for c in own.commit}))}
         cell = {'option': option, 'value': value, 'seeds': len(own)}
         lines += [{**cell, 'metric': metric, 'ours': own[metric].astype(float).mean(),
-                   'sd': own[metric].astype(float).std(), **behind} for metric in METRICS]
+                   'sd': own[metric].astype(float).std(), 'reference': usual if pairs.runs else '',
+                   **judge(pairs, metric, on_images)._asdict(), 'left_out': '; '.join(pairs.left_out), **behind}
+                  for metric in METRICS]
         lines += [{**cell, 'metric': name, 'ours': 100 * float(share[value]), 'sd': float('nan'), **behind}
                   for name, share in (shares or {}).items()]
-    return pd.DataFrame(lines)
+    return pd.DataFrame(lines).astype(dict.fromkeys(('difference', 'low', 'high'), float))
 
 
 def wide(cells: pd.DataFrame) -> pd.DataFrame:
@@ -92,8 +102,14 @@ def wide(cells: pd.DataFrame) -> pd.DataFrame:
     def told(own: pd.DataFrame) -> str:
         (cell,) = own.itertuples()
         return number(cell.ours) + (f' ± {cell.sd:.1f}' if cell.seeds > 1 and pd.notna(cell.sd) else '')
-    lines = [{cells.option.iloc[0]: value, **{metric: told(own[own.metric == metric])
-                                              for metric in own.metric}} for value, own in cells.groupby('value')]
+    option, lines = cells.option.iloc[0], []
+    usual = next((value for value in cells.reference if value != '' and pd.notna(value)), None)
+    for value, own in cells.groupby('value'):
+        line = {option: value, **{metric: told(own[own.metric == metric]) for metric in own.metric}}
+        if usual is not None:   # beside mAP
+            of_map = own[own.metric == 'mAP'].iloc[0]
+            line = {option: value, 'mAP': line['mAP'], f'to {option} = {usual}': interval(of_map), **line}
+        lines.append(line)
     return pd.DataFrame(lines).rename(columns={'masked_share': 'masked positions, %'})
 
 
@@ -106,11 +122,12 @@ def reading_notes(cells: pd.DataFrame, store: Store, records: pd.DataFrame) -> s
     option, group = cells.option.iloc[0], cells.group.iloc[0]
     best = cells[cells.metric == 'mAP'].sort_values('ours')
     lowest, highest = (value if isinstance(value, str) else f'{value:g}' for value in best.value.iloc[[0, -1]])
-    images, seeds = len(coco_images(store.dataset.test_ann)), int(cells.seeds.min())
-    lines = [store.profile.can_show, f'{images} test images, {seeds} seed{"s" if seeds > 1 else ""} a value' + (
-        '.' if seeds > 1 else ': the spread between seeds is not known, so a curve of this kind is partly chance.'),
-        f'{find_group(group).student_label}: highest mAP {best.ours.iloc[-1]:.1f} at {option} = '
-        f'{highest}, lowest {best.ours.iloc[0]:.1f} at {lowest}.']
+    lines = [store.profile.can_show, explained(best, len(coco_images(store.dataset.test_ann))),
+             f'{find_group(group).student_label}: highest mAP {best.ours.iloc[-1]:.1f} at {option} = {highest}, lowest '
+             f'{best.ours.iloc[0]:.1f} at {lowest}.']
+    if told := [f'{cell.value} {interval(cell)} ({cell.verdict})' for cell in best.itertuples() if cell.verdict]:
+        (usual,) = set(best.reference) - {''}
+        lines.append(f"mAP minus that at the row's own value, {option} = {usual}: {'; '.join(told)}.")
     if group == 'reppoints' and option == 'phi':    # of Fig. 4 the text alone is left, and it names this point
         lines.append("The paper's best point (COCO, RepPoints): 42.7 mAP and 58.8 mAR; its value of phi was lost.")
     lines += [*version_notes(records), assumptions(), *(f'Data: {note}.' for note in store.dataset.notes)]

@@ -136,9 +136,12 @@ def test_mask_coverage_draws_shares_in_percent_beside_chance():
         'level 0 (stride 8 px)', 'level 1 (stride 16 px)', 'all levels', 'as many at random']
 
 
-def _sweep(sd=float('nan'), metrics=('mAP', 'mAR', 'masked_share')):
-    return pd.DataFrame([{'value': value, 'metric': metric, 'ours': 10 * i + value, 'sd': sd}
-                         for i, metric in enumerate(metrics) for value in (1.0, 0.5, 1.5)])
+def _sweep(half=float('nan'), metrics=('mAP', 'mAR', 'masked_share')):
+    return pd.DataFrame([{'value': value, 'metric': metric, 'ours': 10 * i + value, 'reference': 1.0, 'question': 'B',
+                          'difference': value - 1 or float('nan'), 'low': value - 1 - half if value != 1 else None,
+                          'high': value - 1 + 2 * half if value != 1 else None}
+                         for i, metric in enumerate(metrics) for value in (1.0, 0.5, 1.5)]).astype(
+                             {'low': float, 'high': float})
 
 
 def test_sweep_draws_scores_to_the_left_and_the_masked_share_to_the_right_in_order():
@@ -157,12 +160,14 @@ def test_sweep_draws_scores_to_the_left_and_the_masked_share_to_the_right_in_ord
 
 
 def test_sweep_of_another_option_with_several_seeds():
-    figure = charts.sweep(_sweep(sd=0.25, metrics=('mAP', 'mAR')), x_label='temperature T')
+    figure = charts.sweep(_sweep(half=0.25, metrics=('mAP', 'mAR')), x_label='temperature T')
     (axis,) = figure.axes                                   # nothing to the right
     assert axis.get_xlabel() == 'temperature T'
     (middle,) = axis.containers[0][2]
-    assert [tuple(line[:, 1]) for line in middle.get_segments()] == [(v - 0.25, v + 0.25) for v in (0.5, 1, 1.5)]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ['mAP ± sd', 'mAR ± sd']
+    assert [tuple(line[:, 1]) for line in middle.get_segments() if len(line) and line[0, 0] != 1] == [
+        (v - 0.25, v + 0.5) for v in (0.5, 1.5)]        # at the row's own value there is nothing to compare
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ['mAP', 'mAR']
+    assert figure.legends[0].get_title().get_text() == 'bars: difference to 1.0 (95 % over seeds)'
 
 
 def test_lines_are_the_columns_told_apart_by_more_than_colour():

@@ -9,7 +9,7 @@ from amdlib.files import read_json, write_json
 from amdlib.paper.profiles import PROFILES
 from amdlib.runs.run import Run, sweep_runs
 from amdlib.runs.store import Store
-from amdlib.show import sweeps
+from amdlib.show import seeds, sweeps
 from amdlib.show.tables import LIMITS
 from amdlib.show.values import assumptions
 
@@ -52,18 +52,32 @@ def test_a_sweep_by_hand(phi_runs, swept):
     assert by_metric['mAP'].runs.tolist() == ['reppoints-amd+phi=0.5-s0 reppoints-amd+phi=0.5-s1',
                                               'reppoints-amd-s0 reppoints-amd-s1',
                                               'reppoints-amd+phi=1.5-s0 reppoints-amd+phi=1.5-s1']
+    of_map = by_metric['mAP'].set_index('value')
+    assert of_map.difference.dropna().to_dict() == {0.5: -3.5, 1.5: -1.5}      # to the row's own value
+    at_half = seeds.compare([30 - 34, 32 - 35])
+    assert of_map.loc[0.5, ['low', 'high', 'n', 'question', 'verdict']].tolist() == [
+        at_half.low, at_half.high, 2, 'B', at_half.verdict]
+    assert of_map.reference.to_dict() == {0.5: 1.0, 1.0: '', 1.5: 1.0}
     assert set(sweeps.tidy(phi_runs, swept, 'phi').metric) == {'mAP', 'mAR'}
+
+
+def test_without_the_rows_own_value_nothing_is_compared(phi_runs, swept):
+    runs = [run for run in phi_runs if run.value('phi') != 1.0]
+    cells = sweeps.tidy(runs, swept[swept.run.isin([run.id for run in runs])], 'phi')
+    assert cells.difference.isna().all()
+    assert list(sweeps.wide(cells)) == ['phi', 'mAP', 'mAR']
 
 
 def test_a_sweep_for_reading(phi_runs, swept):
     wide = sweeps.wide(sweeps.tidy(phi_runs, swept, 'phi', SHARES))
-    assert wide.values.tolist() == [[0.5, '31.0 ± 1.4', '32.0 ± 1.4', '60.0'],
-                                    [1.0, '34.5 ± 0.7', '35.5 ± 0.7', '25.0'],
-                                    [1.5, '33.0 ± 0.0', '34.0 ± 0.0', '12.5']]
-    assert list(wide) == ['phi', 'mAP', 'mAR', 'masked positions, %']
+    assert wide.values.tolist() == [[0.5, '31.0 ± 1.4', '-3.5 [-9.9, +2.9]', '32.0 ± 1.4', '60.0'],
+                                    [1.0, '34.5 ± 0.7', '–', '35.5 ± 0.7', '25.0'],
+                                    [1.5, '33.0 ± 0.0', '-1.5 [-7.9, +4.9]', '34.0 ± 0.0', '12.5']]
+    assert list(wide) == ['phi', 'mAP', 'to phi = 1.0', 'mAR', 'masked positions, %']
     one_seed = [run for run in phi_runs if run.seed == 0]
     alone = sweeps.wide(sweeps.tidy(one_seed, swept[swept.seed == 0], 'phi'))
-    assert alone.values.tolist() == [[0.5, '30.0', '31.0'], [1.0, '34.0', '35.0'], [1.5, '33.0', '34.0']]
+    assert alone.values.tolist() == [[0.5, '30.0', '-4.0', '31.0'], [1.0, '34.0', '–', '35.0'],
+                                     [1.5, '33.0', '-1.0', '34.0']]
 
 
 def test_a_sweep_of_words(swept):
@@ -77,14 +91,15 @@ def test_notes_of_a_sweep_name_the_best_and_the_worst_value(phi_runs, swept, min
     cells = sweeps.tidy(phi_runs, swept, 'phi', SHARES)
     notes = sweeps.reading_notes(cells, mini, swept)
     assert '- RepPoints: highest mAP 34.5 at phi = 1, lowest 31.0 at 0.5.' in notes.splitlines()
-    assert '- 4 test images, 2 seeds a value.' in notes.splitlines()
+    assert '- 4 test images, 2 seeds: in brackets the 95 % t interval of differences paired by seed' in notes
+    assert "- mAP minus that at the row's own value, phi = 1.0: 0.5 -3.5 [-9.9, +2.9] (not resolved at n = 2" in notes
     assert f'- {assumptions()}' in notes.splitlines()
     assert "The paper's best point (COCO, RepPoints): 42.7 mAP and 58.8 mAR" in notes
     one_seed = [run for run in phi_runs if run.seed == 0]
     alone = swept[swept.seed == 0].assign(note='made with torch 2.0, now 3.0')
     notes = sweeps.reading_notes(sweeps.tidy(one_seed, alone, 'phi'), mini, alone)
     assert '- 3 runs made with torch 2.0, now 3.0: reppoints-amd' in notes
-    assert '1 seed a value: the spread between seeds is not known' in notes
+    assert '1 seed: the spread between seeds is not known' in notes
 
 
 def test_notes_of_another_sweep_do_not_speak_of_the_papers_best_phi(swept, mini):
@@ -101,11 +116,13 @@ def test_a_sweeps_files(phi_runs, swept, tmp_path):
     written = sweeps.write(cells, '- notes', tmp_path / 'new' / 'fig4', 'Fig. 4')
     assert written == tmp_path / 'new' / 'fig4.md'
     assert sorted(path.name for path in written.parent.iterdir()) == ['fig4.csv', 'fig4.md']
-    pd.testing.assert_frame_equal(pd.read_csv(written.with_suffix('.csv')), cells, atol=1e-6, check_dtype=False)
+    back, texts = pd.read_csv(written.with_suffix('.csv')), ['reference', 'question', 'verdict', 'left_out']
+    pd.testing.assert_frame_equal(back.drop(columns=texts), cells.drop(columns=texts), atol=1e-6, check_dtype=False)
     text = written.read_text()
     assert text.startswith('# Fig. 4\n\namd of reppoints over phi; all numbers in percent.')
     first = next(line for line in text.splitlines() if line.startswith('| 0.5'))
-    assert [part.strip() for part in first.split('|')[1:5]] == ['0.5', '31.0 ± 1.4', '32.0 ± 1.4', '60.0']
+    assert [part.strip() for part in first.split('|')[1:6]] == ['0.5', '31.0 ± 1.4', '-3.5 [-9.9, +2.9]', '32.0 ± 1.4',
+                                                                '60.0']
     assert text.endswith(f'{LIMITS}\n\n- notes\n')
 
 
@@ -120,12 +137,13 @@ def test_a_sweep_of_stored_runs_shows_writes_and_checks_itself(store):
     found = {**{key: truth[key] for key in ('image_id', 'category_id', 'bbox')}, 'score': 0.9}
     for i, run in enumerate([Run.of('retinanet-teacher', store.profile), *runs]):
         finish(store, run, [found] * (i > 1))
-    assert swept.cells.equals(sweeps.tidy(runs, swept.records, 'temperature'))
+    assert swept.cells.equals(sweeps.tidy(runs, swept.records, 'temperature', on_images=swept.on_images))
+    assert set(swept.cells.question) == {'', 'A'}       # one seed
     assert '<td>2.0</td>' in swept._repr_html_()
     assert '| 2.0 ' in repr(swept)
     assert swept.figure().axes[0].get_xlabel() == 'temperature'
     swept.check()
-    assert [path.name for path in store.folder.iterdir()] == ['runs']      # nothing was written unasked
+    assert [path.name for path in store.folder.iterdir() if path.name[0] != '.'] == ['runs']    # nothing unasked
     assert swept.write('sweep', 'A sweep').read_text().startswith('# A sweep')
     assert sorted(path.name for path in store.folder.glob('sweep.*')) == [
         'sweep.csv', 'sweep.md', 'sweep.png', 'sweep.svg']
