@@ -29,7 +29,7 @@ from amdlib.errors import RunError
 from amdlib.paper.profiles import Profile
 from amdlib.paper.tables import TABLES
 from amdlib.runs import fingerprints
-from amdlib.runs.store import KEPT, MADE_ELSEWHERE, RECORD, Store
+from amdlib.runs.store import KEPT, RECORD, Store
 from amdlib.show import tables
 from amdlib.words import log
 
@@ -102,6 +102,7 @@ def build(store: Store) -> Path:
         _write(new / 'index.html', 'report.html', shared, root='', tables=TABLES.values(), figures=FIGURES, found=found,
                pictures=pictures, notebooks=pages, runs=entries, group_title=tables.group_title,
                reference_label=tables.reference_label, others=others,
+               planned=_planned(folder), bed=_markdown(folder / 'bed.md'),
                notes={stem: _notes(folder / f'{stem}.md') for stem in found})
         styles = [HtmlFormatter(style=name).get_style_defs('.highlight') for name in ('default', 'github-dark')]
         (new / 'report.css').write_text((TEMPLATES / 'report.css').read_text() + styles[0] + (
@@ -183,9 +184,9 @@ def _entries(found: dict[str, tuple], records: dict[str, dict[str, Any]]) -> lis
         record = records.get(run, {'unreadable': f'there is no {RECORD}'})
         taught = record.get('teacher')
         now = records.get(taught['id'], {}).get('weights_sha256') if taught else None
-        note = ', '.join(filter(None, [MADE_ELSEWHERE if record.get('elsewhere') else '', fingerprints.other_versions(
-            record['versions']) if 'versions' in record else '']))
-        entries.append({'id': run, 'record': record, 'note': note, 'used': used.get(run, []),
+        note = fingerprints.other_versions(record['versions']) if 'versions' in record else ''
+        entries.append({'id': run, 'record': record, 'note': note, 'elsewhere': record.get('elsewhere', False),
+                        'used': used.get(run, []),
                         'teacher_known': now is not None,
                         'teacher_is_another': now is not None and now != taught['weights_sha256']})
     return entries
@@ -205,8 +206,34 @@ def _copy(folder: Path, stem: str, target: Path) -> dict[str, Any]:
 
 def _notes(file: Path) -> Markup:
     """What a table's or figure's markdown says of its limits, as HTML."""
-    text = file.read_text().partition(tables.LIMITS)[2] if file.is_file() else ''
+    return _html(file.read_text().partition(tables.LIMITS)[2] if file.is_file() else '')
+
+
+def _markdown(file: Path) -> Markup:
+    """A page of markdown as HTML, without its title and a level deeper; '' where there is none."""
+    text = file.read_text().partition('\n')[2] if file.is_file() else ''
+    # a table too wide for the page scrolls in a box of its own
+    return Markup(_html(re.sub('^##', '###', text, flags=re.M)).replace('<table>', Markup(
+        '<div class="scroll" role="region" tabindex="0" aria-label="Table"><table class="numbers">')).replace(
+            '</table>', Markup('</table></div>')))
+
+
+def _html(text: str) -> Markup:
     return Markup(MarkdownWithMath(renderer=_Renderer(escape=True)).render(text))
+
+
+def _planned(folder: Path) -> list[dict[str, Any]]:
+    """The planned comparisons as `make reproduce-significance` judged them; [] where it did not."""
+    file, headline = folder / 'significance.csv', folder / 'significance_headline.csv'
+    if not file.is_file():
+        return []
+    lines = pd.read_csv(file).to_dict('records')
+    if headline.is_file():
+        (both,) = pd.read_csv(headline).to_dict('records')
+        primary = next(line for line in lines if line['kind'] == 'primary')
+        lines.insert(0, {**primary, **both, 'difference': both['mean'], 'kind': 'headline, seeds and images',
+                         'verdict': 'better' if both['low'] > 0 else 'worse' if both['high'] < 0 else 'not resolved'})
+    return lines
 
 
 class _Renderer(IPythonRenderer):

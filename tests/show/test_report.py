@@ -190,6 +190,48 @@ def test_every_number_stands_beside_the_papers_and_leads_to_its_run(made, site, 
     assert 'not what the record' not in index.text
 
 
+def test_the_planned_comparisons_and_the_bed_stand_on_top(copy):
+    place, build = copy
+    text = ' '.join(Page(build() / 'index.html').text.split())
+    assert 'Not judged yet: make reproduce-significance' in text
+    assert 'Not looked at yet: make bed' in text
+    pd.DataFrame([{'comparison': 'AMD over MGD', 'n': 8, 'difference': -0.4, 'low': -0.9, 'high': 0.1,
+                   'kind': 'primary', 'verdict': 'not resolved at n = 8'}]).to_csv(
+                       place / 'significance.csv', index=False)
+    pd.DataFrame([{'mean': -0.4, 'low': -1.2, 'high': -0.1, 'n': 8}]).to_csv(
+        place / 'significance_headline.csv', index=False)
+    (place / 'bed.md').write_text('# Bed\n\n## RetinaNet\n\n| check | holds |\n|:--|:--|\n| long & enough | yes |\n')
+    page = Page(build() / 'index.html')
+    (planned,) = [table for table in page.tables if table[0][0] == 'comparison']
+    assert [[text.strip() for text in line] for line in planned[1:]] == [
+        ['AMD over MGD', 'headline, seeds and images', '8', '−0.40', '−1.20 to −0.10', 'worse'],
+        ['AMD over MGD', 'primary', '8', '−0.40', '−0.90 to +0.10', 'not resolved at n = 8']]
+    assert any(table[1:] == [['long & enough', 'yes']] for table in page.tables)
+    assert {'planned', 'bed'} <= set(page.ids)
+
+
+def test_the_interval_of_a_gain_in_map_stands_beside_it(copy):
+    place, build = copy
+    cells = pd.read_csv(place / 'table1.csv')
+    cells[['low', 'high', 'verdict']] = -2.0, 0.5, 'not resolved'
+    cells.to_csv(place / 'table1.csv', index=False)
+    lines = [[text.strip() for text in line] for table in Page(build() / 'index.html').tables for line in table]
+    (amd, *_) = [line for line in lines if line[0] == 'AMD']
+    assert amd[2] == '−1.3 [−2.0, +0.5]'
+    assert amd[4] == '−1.3'
+
+
+def test_the_other_arm_and_calibrated_factors_are_folded_below_their_table(copy):
+    place, build = copy
+    shutil.copyfile(place / 'table5.csv', place / 'table5_inherit_calibrated.csv')
+    page = Page(build() / 'index.html')
+    assert 'table5_inherit_calibrated' in page.ids
+    assert "The same with students that start from the teacher's neck and head, weights by the calibrated" in ' '.join(
+        page.text.split())
+    assert sum(table[-1][0].strip() == 'has no such line' or table[1:] and any(
+        line[0].strip() == 'MBConv' for line in table) for table in page.tables) == 2
+
+
 def test_a_table_names_the_line_that_its_differences_are_taken_to(site):
     text = ' '.join(Page(site / 'index.html').text.split())
     for line in ('gain: difference to the line “baseline”', 'to full: difference to the line “full”',
@@ -205,6 +247,18 @@ def test_runs_of_other_versions_are_told(made, copy, monkeypatch):
     assert 'torch 2.0; ○ made with torch 2.0, now ' in runs
     monkeypatch.setattr(fingerprints, 'other_versions', lambda _: '')
     assert 'other versions than' not in (build() / 'index.html').read_text()
+
+
+def test_kept_records_of_runs_that_are_not_here_are_told_and_count(copy):
+    place, build = copy
+    (place / 'records').mkdir()
+    for run in ('retinanet-amd-s0', 'retinanet-amd-s1'):
+        shutil.move(place / 'runs' / run, place / 'records' / run)
+    site = build()
+    index, runs = (' '.join(Page(site / name).text.split()) for name in ('index.html', 'runs.html'))
+    assert '○ 2 runs were not made here: their records were kept.' in index
+    assert 'not what the record' not in index
+    assert runs.count('not made here, its record was kept') == 2
 
 
 def test_a_loss_of_your_own_is_a_line_without_the_papers_numbers(copy):
