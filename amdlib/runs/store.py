@@ -3,7 +3,8 @@
 A run's folder, `<results>/<profile>[/<data set>]/runs/<run id>/`, holds `record.json` (what was run, with what, and
 the 12 COCO numbers), `detections.json.gz` (COCO results format; the numbers are computed from this file),
 `weights.pth` (the plain detector), `scalars.jsonl` (losses by step) and `progress.json`. A record counts only while
-settings, data, teacher, weight files and code are those that would be used now; otherwise it is stale and says why.
+settings, data, teacher, weight files and code are those that would be used now, and the run's files are those that it
+speaks of (`runs.evidence`); otherwise it is stale and says why.
 
 What stands behind committed numbers is committed too, in `records/<run id>/` beside `runs/` (`runs.keeping`): the
 record, what was logged, of some runs the detections, no weights. A store `with_kept()` reads these where a run is not
@@ -24,7 +25,7 @@ from amdlib.datasets import Dataset, prepare
 from amdlib.errors import RunError
 from amdlib.files import ROOT, read_json, sha256
 from amdlib.paper.profiles import Profile, find_profile
-from amdlib.runs import fingerprints
+from amdlib.runs import evidence, fingerprints
 from amdlib.runs.progress import read_progress, training_process
 from amdlib.runs.recipe import Means
 from amdlib.runs.run import Run
@@ -100,6 +101,7 @@ class Store:
             reasons = self._reasons(record, run)
             reasons += [f'{name} is missing' for name in (WEIGHTS, DETECTIONS)
                         if whole and not (folder / name).is_file()]
+            reasons += evidence.disagreements(record, folder if whole else None)
             note = fingerprints.other_versions(record['versions'])
         except (OSError, ValueError) as error:
             return State('stale', f'{RECORD} cannot be read: {error}')

@@ -22,7 +22,7 @@ from amdlib.engine import checkpoints, kept, processes
 from amdlib.engine.training import Task, disk_is_full, evaluate, train_and_test
 from amdlib.errors import RunError
 from amdlib.files import locked, read_json, sha256, write_json
-from amdlib.runs import fingerprints, teacher_check, watch
+from amdlib.runs import evidence, fingerprints, teacher_check, watch
 from amdlib.runs.config import Taught, config, describe_lr, settings_hash
 from amdlib.runs.device import check_it_fits, full_gpu
 from amdlib.runs.progress import ProgressReport, training_process
@@ -106,7 +106,7 @@ def train(run: Run, store: Store, *, force: bool = False, resume: bool = False, 
     record = {**_identity(run, files), 'config': config_data, 'code': code, **ready.made_with, **outcome,
               'gpus': run.recipe.gpus, 'host': platform.platform(), 'machine': fingerprints.machine(),
               'teacher_check': checked, 'arm': run.arm, 'reference_rms': run.reference_rms,
-              'bed': watch.take_summary(folder / 'mmengine')}
+              'bed': watch.take_summary(folder / 'mmengine'), **evidence.of(folder, outcome['numbers'])}
     if run.row.is_teacher and run.profile.keep_features:
         with _failure_told(run, folder, report):
             record['feature_rms'] = _keep_features(run, store, folder, record['weights_sha256'])['feature_rms']
@@ -263,7 +263,7 @@ def _interrupted(ready: _Prepared, resume: bool) -> Path | None:
 def _clear(folder: Path) -> None:
     """Take an older record away before its run is made again: record first, then what it speaks of."""
     for name in (RECORD, UNFINISHED, 'weights.pth', 'detections.json.gz', 'error.txt', 'progress.json',
-                 'scalars.jsonl'):
+                 'scalars.jsonl', evidence.REMEMBERED):
         (folder / name).unlink(missing_ok=True)
     for name in ('mmengine', 'tensorboard'):
         shutil.rmtree(folder / name, ignore_errors=True)

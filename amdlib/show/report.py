@@ -28,7 +28,7 @@ from traitlets.config import Config
 from amdlib.errors import RunError
 from amdlib.paper.profiles import Profile
 from amdlib.paper.tables import TABLES
-from amdlib.runs import fingerprints
+from amdlib.runs import evidence, fingerprints
 from amdlib.runs.store import KEPT, RECORD, Store
 from amdlib.show import tables
 from amdlib.words import log
@@ -147,6 +147,7 @@ def _records(store: Store) -> dict[str, dict[str, Any]]:
             if missing := FIELDS - record.keys():
                 raise ValueError(f'it lacks {", ".join(sorted(missing))}')
             record['elsewhere'] = file.parents[1].name == KEPT
+            record['disagrees'] = '; '.join(evidence.disagreements(record, file.parent))
         except ValueError as error:
             record = {'unreadable': str(error)}
         records[file.parent.name] = record
@@ -159,6 +160,8 @@ def _problem(cell: Any, records: dict[str, dict[str, Any]]) -> str:
     if gone := [run for run in runs if 'numbers' not in records.get(run, {})]:
         return f'no readable record of {", ".join(gone)}'
     behind = [records[run] for run in runs]
+    if wrong := [f'of {run} {records[run]["disagrees"]}' for run in runs if records[run].get('disagrees')]:
+        return '; '.join(wrong)
     for name, now in (('settings_hash', {record['settings_hash'] for record in behind}),
                       ('data', {record['data']['fingerprint'] for record in behind})):
         if set(getattr(cell, name, ' '.join(now)).split()) != now:

@@ -1,4 +1,5 @@
 """A loss of one's own in a file, and runs that are done without being trained."""
+import hashlib
 import json
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from amdlib.runs.config import config, settings_hash
 from amdlib.runs.store import file_hashes
 
 NUMBERS = dict(zip(METRICS, (10.5, 20, 9, None, 8, 12, 15, 20, 21, None, 18, 25), strict=True))
+WEIGHTS = b'w'
+WEIGHTS_SHA = hashlib.sha256(WEIGHTS).hexdigest()
 MINE = '''from amdlib.methods.level import LevelLoss, align_channels
 
 
@@ -55,17 +58,17 @@ def hashed():
 @pytest.fixture
 def finish(store, hashed):
     """Writes what a finished run leaves; returns its folder."""
-    def write(run, teacher_sha='t' * 64, weights_sha='t' * 64, **changes):
+    def write(run, teacher_sha=WEIGHTS_SHA, **changes):
         folder = store.run_folder(run)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / 'weights.pth').write_bytes(b'w')
+        (folder / 'weights.pth').write_bytes(WEIGHTS)
         write_json(folder / 'detections.json.gz', [])
         write_json(folder / 'record.json', {
             'settings_hash': hashed(run, store.dataset), 'settings_key': fingerprints.settings_key(run, store.dataset),
             'files': file_hashes(run), 'data': {'fingerprint': store.dataset.fingerprint},
             'code_fingerprint': fingerprints.code_fingerprint(run), 'versions': fingerprints.versions(),
             'teacher': {'weights_sha256': teacher_sha} if run.teacher() else None,
-            'weights_sha256': weights_sha, 'numbers': NUMBERS, 'code': {'commit': 'c0ffee', 'clean': True},
+            'weights_sha256': WEIGHTS_SHA, 'numbers': NUMBERS, 'code': {'commit': 'c0ffee', 'clean': True},
             'train_s': 12.0, 'wall_s': 14.0, 'device': 'CPU', **changes})
         return folder
     return write
