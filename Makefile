@@ -74,7 +74,7 @@ HOW       = $(WHERE) $(ASKED) $(MEANS) $(call flag,FORCE,--force)
 # tests on up to four cores, a file each
 SPREAD   := -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: help setup doctor list values data reproduce-all sweep-phi status bed calibrate plan keep teachers backbone weights \
+.PHONY: help setup doctor list values data reproduce-all sweep-phi status bed calibrate plan verify keep teachers backbone weights \
         notebook report lab export paper-dryrun cost attest test test-fast lint goldens lock clean always
 
 help:  ## this text
@@ -137,6 +137,9 @@ calibrate: $(SETUP)  ## choose one factor on each method's weights, on validatio
 
 plan: $(SETUP)  ## train what docs/plan.md asks for, in the order of its value, and judge it (mini: 13 hours on one core)
 	@$(AMDLIB) plan $(WHERE) $(call opt,GROUP,--group) $(SET) $(MEANS)
+
+verify: $(SETUP)  ## recompute every number from its detections, every hash from its file, every table from its records
+	@$(AMDLIB) verify $(WHERE) $(call opt,JOBS,--jobs)
 
 keep: $(SETUP)  ## put the records of all runs that count below results/<profile>/records/, to be committed
 	@$(AMDLIB) keep $(WHERE)

@@ -4,7 +4,7 @@ from __future__ import annotations
 import sys
 
 from amdlib.cli import arguments as read
-from amdlib.cli.arguments import GROUP, METHODS, SEED, SEEDS, SETTINGS, WHERE, Words, arg
+from amdlib.cli.arguments import GROUP, JOBS, METHODS, SEED, SEEDS, SETTINGS, WHERE, Words, arg
 from amdlib.cli.parsing import command
 
 
@@ -65,6 +65,20 @@ def table(given: Words) -> None:
     store = read.store(given).with_kept()
     runs = with_factors(runs, store) if given.calibrated else runs
     print(tables.readable(tables.tidy(wanted, store.collect(runs)), store.profile))
+
+
+@command(arg('runs', nargs='*', metavar='RUN', help='such as retinanet-amd-s0; default: all runs and tables here'),
+         *WHERE, arg('--table', action='append', default=[], dest='names', metavar='NAME',
+                     help='table1 to table6, with its runs'),
+         arg('--committed', action='store_true', help='kept records and tables alone, though runs lie here'), JOBS)
+def verify(given: Words) -> int:
+    """Recompute every number from the stored detections, every hash from its file, every table from its records; name
+    what disagrees, and what cannot be recomputed here."""
+    from amdlib.runs.device import default_jobs
+    from amdlib.show.verify import DISAGREES, lines, told, verify
+    found = verify(read.store(given), given.runs, given.names, given.committed, given.jobs or default_jobs('cpu'))
+    print('\n'.join([*lines(found), told(found)]))
+    return 1 if any(one.state == DISAGREES for one in found) else 0
 
 
 @command()

@@ -177,16 +177,7 @@ class Store:
         if bad := [f'{run.id} ({found.name}{": " + found.why if found.why else ""})'
                    for run, found in states.items() if found.name != 'done']:
             raise RunError(f'{len(bad)} of {len(runs)} runs have no valid record: ' + '; '.join(bad))
-        lines = []
-        for run, found in states.items():
-            record = found.record
-            lines.append({'group': run.row.group.name, 'row': run.row.name, 'label': run.row.label, 'arm': run.arm,
-                          'seed': run.seed, **record['numbers'], 'run': run.id,
-                          'settings_hash': record['settings_hash'], 'data': record['data']['fingerprint'],
-                          'commit': record['code']['commit'], 'clean': record['code']['clean'],
-                          'train_s': record['train_s'], 'device': record['device'], 'machine': told_machine(record),
-                          'note': found.note})
-        return pd.DataFrame(lines)
+        return pd.DataFrame([line_of(run, found.record, found.note) for run, found in states.items()])
 
     def command(self, run: Run) -> str:
         """The command that makes a run."""
@@ -246,6 +237,15 @@ def open_store(profile: str | Profile = 'mini', data: str | Path | None = None, 
     dataset = prepare(profile.data, Path(data).absolute() if data else None, first_images=profile.first_images)
     return Store(profile, dataset, Path(results).absolute() if results else ROOT / 'results', given,
                  data and Path(data).absolute())
+
+
+def line_of(run: Run, record: Mapping[str, Any], note: str = '') -> dict[str, Any]:
+    """A run's line of `Store.collect`, from its record."""
+    return {'group': run.row.group.name, 'row': run.row.name, 'label': run.row.label, 'arm': run.arm, 'seed': run.seed,
+            **record['numbers'], 'run': run.id, 'settings_hash': record['settings_hash'],
+            'data': record['data']['fingerprint'], 'commit': record['code']['commit'],
+            'clean': record['code']['clean'], 'train_s': record['train_s'], 'device': record['device'],
+            'machine': told_machine(record), 'note': note}
 
 
 def read_scalars(folder: Path) -> pd.DataFrame:
