@@ -265,6 +265,16 @@ def machine() -> dict[str, Any]:
     return {'cpu': cpu, 'instructions': torch.backends.cpu.get_cpu_capability()}
 
 
+def driver() -> str | None:
+    """Version of the NVIDIA driver; None without one."""
+    try:
+        words = ['nvidia-smi', '--query-gpu=driver_version', '--format=csv,noheader']
+        told = subprocess.run(words, capture_output=True, text=True, check=True, timeout=20).stdout.split()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return told[0] if told else None
+
+
 def commit() -> dict[str, str | bool | None]:
     """The commit that the kit stands on, and whether its sources had uncommitted changes (None: no git)."""
     def git(*words: str) -> str:

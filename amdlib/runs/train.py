@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.config import Config
 
@@ -20,19 +21,21 @@ from amdlib import methods
 from amdlib.datasets import coco_images
 from amdlib.engine import checkpoints, kept, processes
 from amdlib.engine.training import Task, disk_is_full, evaluate, train_and_test
-from amdlib.errors import RunError
+from amdlib.errors import RunError, WeightsError
 from amdlib.files import locked, read_json, sha256, write_json
 from amdlib.runs import evidence, fingerprints, teacher_check, watch
 from amdlib.runs.config import Taught, config, describe_lr, settings_hash
 from amdlib.runs.device import check_it_fits, full_gpu
 from amdlib.runs.progress import ProgressReport, training_process
 from amdlib.runs.run import Run
-from amdlib.runs.store import RECORD, WEIGHTS, Store
-from amdlib.words import log, minutes
+from amdlib.runs.store import RECORD, WEIGHTS, Store, read_scalars
+from amdlib.weights.reading import read_weights
+from amdlib.words import log, minutes, some
 
 FORMAT = 2                      # of a record; 1 had its config as text
 UNFINISHED = 'unfinished.json'  # what an interrupted run was made with
 FEATURES = 'features'           # folder of a teacher's kept features
+DIVERGED, FEW = 10.0, 5         # last losses over first ones that make a run a failed one; of how many the median
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,8 @@ def train(run: Run, store: Store, *, force: bool = False, resume: bool = False, 
     report = ProgressReport(folder, run.id)
     with _failure_told(run, folder, report):
         files = run.find_files(store.means.sources)
+        for path in files.values():
+            _check_finite(Path(path))
         hashes = {key: sha256(path) for key, path in files.items()}
         checked = teacher_check.check(run, store, taught_by, files, hashes, evaluate, report)
         taught = taught_by and _taught(run, store, taught_by)
@@ -103,8 +108,10 @@ def train(run: Run, store: Store, *, force: bool = False, resume: bool = False, 
         run.recipe.gpus, TellLr(run), (watch.BedWatch.of(run),))
     with _failure_told(run, folder, report):
         outcome = processes.launch(task, task.gpus, folder / 'mmengine') if task.gpus > 1 else train_and_test(task)
+        _check_it_converged(folder)
     record = {**_identity(run, files), 'config': config_data, 'code': code, **ready.made_with, **outcome,
               'gpus': run.recipe.gpus, 'host': platform.platform(), 'machine': fingerprints.machine(),
+              'driver': fingerprints.driver(),
               'teacher_check': checked, 'arm': run.arm, 'reference_rms': run.reference_rms,
               'bed': watch.take_summary(folder / 'mmengine'), **evidence.of(folder, outcome['numbers'])}
     if run.row.is_teacher and run.profile.keep_features:
@@ -227,6 +234,24 @@ def _failure_told(run: Run, folder: Path, report: ProgressReport) -> Iterator[No
         with contextlib.suppress(OSError):
             report('failed', 0, 1, error=f'{type(error).__name__}: {error}'.splitlines()[0].rstrip(':'))
         raise
+
+
+def _check_finite(weights: Path) -> None:
+    """WeightsError where a tensor of a weight file has a number that is none: what starts from it learns nothing."""
+    bad = [name for name, value in read_weights(weights).items()
+           if isinstance(value, torch.Tensor) and value.is_floating_point() and not value.isfinite().all()]
+    if bad:
+        raise WeightsError(f'{weights}: not finite: {some(bad)}')
+
+
+def _check_it_converged(folder: Path) -> None:
+    """RunError for a run that ended with weights that are not finite, or with a loss far above that of its start."""
+    _check_finite(folder / WEIGHTS)
+    losses = read_scalars(folder).loss.to_numpy(float)
+    first, last = (float(np.median(part)) for part in (losses[:FEW], losses[-FEW:])) if len(losses) else (0.0, 0.0)
+    if last > DIVERGED * first:
+        raise RunError(f'it diverged: its loss went from {first:.3g} to {last:.3g}; a smaller learning rate or weight '
+                       'may help')
 
 
 def _set_workers(cfg: Config, workers: int) -> None:

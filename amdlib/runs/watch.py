@@ -22,6 +22,7 @@ from torch import nn
 
 from amdlib import methods
 from amdlib.engine.checkpoints import plain_model
+from amdlib.errors import RunError
 from amdlib.files import read_json, write_json
 from amdlib.paper.rows import find_row
 from amdlib.runs.recipe import SETTINGS, own_settings
@@ -42,6 +43,8 @@ LOOK_EVERY, PIECES = 10, 10     # steps between two looks; parts of a run in `ov
 class BedWatch(Hook):
     """Counts clipped steps and keeps how large distillation is beside detection, in loss and in gradient, and what is
     masked, level by level.
+
+    It stops a run whose loss is not finite. Errors: RunError, in training.
 
     Args:
         name: of the run, for its warnings.
@@ -81,6 +84,8 @@ class BedWatch(Hook):
         for handle in self._listening:
             handle.remove()
         self._listening, self.steps = [], runner.iter + 1
+        if not math.isfinite(loss := float((outputs or {}).get('loss', 0.0))):  # a Distiller names the term before
+            raise RunError(f'the loss is not finite ({loss:g}) at step {self.steps}')
         self._count_clipping(runner)
         logged = {name: float(value) for name, value in (outputs or {}).items() if _is_told(name)}
         if 'ratio' in logged:

@@ -48,7 +48,8 @@ PROMISED = {'format', 'id', 'row', 'group', 'label', 'profile', 'seed', 'setting
             'config', 'files', 'file_names', 'method_file', 'code_fingerprint', 'code', 'data', 'teacher', 'numbers',
             'weights_sha256', 'steps', 'resumed_from', 'train_s', 'wall_s', 'began', 'device', 'threads', 'workers',
             'gpus', 'peak_memory_bytes', 'peak_gpu_memory_bytes', 'operators', 'versions', 'host', 'machine',
-            'teacher_check', 'lr_given', 'lr_used', 'student_sha256', 'arm', 'reference_rms', 'bed'}
+            'teacher_check', 'lr_given', 'lr_used', 'student_sha256', 'arm', 'reference_rms', 'bed',
+            'detections_sha256', 'numbers_digest', 'driver'}
 
 
 @pytest.fixture(scope='module')
@@ -642,6 +643,38 @@ def test_a_teacher_that_is_not_as_good_as_published_stops_everything(papers, mon
         train(run, store)
     assert len(evaluated) == 1
     assert train(Run.of('retinanet-baseline', store.profile), store)['teacher_check'] is None
+
+
+@pytest.mark.parametrize('row', ['retinanet-baseline', 'retinanet-teacher'])
+def test_a_run_that_diverges_has_failed(store, tiny, row):
+    run = Run.of(row, tiny, 0, {'lr': 1e6, 'epochs': 4})
+    with pytest.raises(RunError, match='the loss is not finite|not finite: |it diverged: its loss went from'):
+        train(run, store)
+    assert store.state(run).name == 'failed'
+    assert not (store.run_folder(run) / 'record.json').exists()
+
+
+@pytest.mark.parametrize(('losses', 'told'), [([1, 1, 1, 1, 1, 9.9], ''), ([1] * 5 + [10.1] * 5, 'from 1 to 10.1'),
+                                              ([], ''), ([3, 2, 1], '')])
+def test_a_loss_far_above_that_of_the_start_is_a_failure(tmp_path, losses, told):
+    write_weights(tmp_path / 'weights.pth', {'a': torch.ones(2)}, {})
+    (tmp_path / 'scalars.jsonl').write_text(''.join(f'{{"step": {i}, "loss": {x}}}\n' for i, x in enumerate(losses)))
+    if not told:
+        train_module._check_it_converged(tmp_path)
+        return
+    with pytest.raises(RunError, match=told):
+        train_module._check_it_converged(tmp_path)
+
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+@pytest.mark.parametrize(('row', 'setting'), [('retinanet-baseline', 'backbone'), ('retinanet-teacher', 'checkpoint'),
+                                              ('retinanet-amd', 'teacher_checkpoint')])
+def test_a_weight_file_with_numbers_that_are_none_is_refused(store, tiny, tmp_path, row, setting, value):
+    file = tmp_path / 'w.pth'
+    write_weights(file, {'conv1.weight': torch.tensor([1.0, value]), 'bn1.num_batches_tracked': torch.tensor(1)}, {})
+    with pytest.raises(WeightsError, match='w.pth: not finite: conv1.weight'):
+        train(Run.of(row, tiny, 0, {setting: str(file)}), store)
+    assert not list(store.results.rglob('record.json'))
 
 
 @slow

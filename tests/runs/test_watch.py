@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from amdlib.engine import training
+from amdlib.errors import RunError
 from amdlib.files import read_json
 from amdlib.methods import find_method
 from amdlib.runs import watch
@@ -108,6 +109,14 @@ def test_over_time_has_ten_parts_that_cover_the_run(hook):
     assert [part['step'] for part in told] == list(range(20, 201, 20))
     assert [part['ratio'] for part in told] == list(range(10))
     assert [part['clipped_share'] for part in told] == [1.0, *[0.0] * 9]
+
+
+@pytest.mark.parametrize('loss', [float('nan'), float('inf')])
+def test_a_loss_that_is_not_finite_stops_the_run(hook, loss):
+    steps = Steps(hook)
+    steps(loss=1.0)
+    with pytest.raises(RunError, match=f'the loss is not finite .{loss:g}. at step 2'):
+        steps(loss=loss)
 
 
 def test_a_student_trained_alone_has_clipping_only(hook, caplog):
