@@ -36,12 +36,14 @@ AMDLIB  := $(PY) -m amdlib
 #? ONNX 1 exports the run as ONNX too
 #? MEASURE 1 has cost time a few steps of each row on this machine's GPU
 #? SWITCHES 1 has cost compare the switches for speed, each alone and all together (MEASURE=1: time them)
+#? A results folder, for compare
+#? B another one
 #? COMMIT that made the records which attest is about; default: that of most
 #? PYTHON interpreter for make setup, 3.11 or newer; default: python3
 #? VENV folder of the virtual environment; default: .venv
 #? PUBLIC folder of the public code, for make goldens (see tests/goldens/)
 KNOWN := PROFILE DATA GROUP SEEDS SETTINGS METHOD ARM CONTROLS CALIBRATED TEACHERS METHODS VALUES DEVICE JOBS FORCE WEIGHTS \
-         MIRRORS SKIP_TEACHER_CHECK WORKERS TENSORBOARD NAME LAB RUN ONNX MEASURE SWITCHES COMMIT PYTHON VENV PUBLIC
+         MIRRORS SKIP_TEACHER_CHECK WORKERS TENSORBOARD NAME LAB RUN ONNX MEASURE SWITCHES A B COMMIT PYTHON VENV PUBLIC
 
 # a variable that is misspelled would go unnoticed
 given   := $(foreach one,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(one)))),$(one)))
@@ -74,7 +76,7 @@ HOW       = $(WHERE) $(ASKED) $(MEANS) $(call flag,FORCE,--force)
 # tests on up to four cores, a file each
 SPREAD   := -n auto --maxprocesses 4 --dist loadfile
 
-.PHONY: help setup doctor list values data reproduce-all sweep-phi status bed calibrate plan verify keep teachers backbone weights \
+.PHONY: help setup doctor list values data reproduce-all sweep-phi status bed calibrate plan compare verify keep teachers backbone weights \
         notebook report lab export paper-dryrun cost attest test test-fast lint goldens lock clean always
 
 help:  ## this text
@@ -137,6 +139,9 @@ calibrate: $(SETUP)  ## choose one factor on each method's weights, on validatio
 
 plan: $(SETUP)  ## train what docs/plan.md asks for, in the order of its value, and judge it (mini: 13 hours on one core)
 	@$(AMDLIB) plan $(WHERE) $(call opt,GROUP,--group) $(SET) $(MEANS)
+
+compare: $(SETUP)  ## set the results folders A and B side by side, such as of two machines
+	@$(AMDLIB) compare $(WHERE) -- $(call plain,A) $(call plain,B)
 
 verify: $(SETUP)  ## recompute every number from its detections, every hash from its file, every table from its records
 	@$(AMDLIB) verify $(WHERE) $(call opt,JOBS,--jobs)

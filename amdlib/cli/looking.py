@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 from amdlib.cli import arguments as read
 from amdlib.cli.arguments import GROUP, JOBS, METHODS, SEED, SEEDS, SETTINGS, WHERE, Words, arg
@@ -79,6 +80,15 @@ def verify(given: Words) -> int:
     found = verify(read.store(given), given.runs, given.names, given.committed, given.jobs or default_jobs('cpu'))
     print('\n'.join([*lines(found), told(found)]))
     return 1 if any(one.state == DISAGREES for one in found) else 0
+
+
+@command(arg('first', type=Path, metavar='A', help='a results folder, such as results/'),
+         arg('second', type=Path, metavar='B', help='another, such as from another machine'), *WHERE)
+def compare(given: Words) -> None:
+    """Set the runs that two results folders share side by side: numbers, weights, and what else differs, such as the
+    machine."""
+    from amdlib.show.folders import compare_folders
+    print(compare_folders(given.first, given.second, read.store(given)))
 
 
 @command()
