@@ -4,15 +4,18 @@ Text becomes values here and nowhere below; what takes seconds to load is loaded
 """
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 
-from amdlib.cli import bed, looking, running, scale  # noqa: F401, I001 - in the order of the help
 from amdlib.cli.parsing import COMMANDS, parser
 from amdlib.errors import KitError
 from amdlib.words import show_log
 
 __all__ = ['COMMANDS', 'main', 'parser']
+
+for section in ('looking', 'running', 'bed', 'scale'):      # each adds its commands, in the order of the help
+    importlib.import_module(f'amdlib.cli.{section}')
 
 
 def main(words: list[str] | None = None) -> int:

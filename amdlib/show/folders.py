@@ -53,7 +53,7 @@ class TwoFolders:
             lines.append({
                 'run': run, 'mAP A': values[0], 'mAP B': values[1],
                 'difference': np.nan if None in values else values[1] - values[0], 'most': max(gaps, default=0.0),
-                'same weights': both[0]['weights_sha256'] == both[1]['weights_sha256'],
+                'same weights file': both[0]['weights_sha256'] == both[1]['weights_sha256'],
                 'other': ', '.join(name for name, of in CAUSES.items() if of(both[0]) != of(both[1]))})
         return pd.DataFrame(lines)
 
@@ -81,7 +81,7 @@ class TwoFolders:
             shown[column] = shown[column].map(lambda value: number(value, '.2f'))
         shown['difference'] = shown.difference.map(lambda value: number(value, '+.2f'))
         shown['most'] = shown.most.map(lambda value: number(value, '.2f'))
-        shown['same weights'] = shown['same weights'].map({True: 'yes', False: 'no'})
+        shown['same weights file'] = shown['same weights file'].map({True: 'yes', False: 'no'})
         return shown.rename(columns={'most': 'most in any number', 'other': 'also different'})
 
     def __repr__(self) -> str:

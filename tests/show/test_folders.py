@@ -39,7 +39,7 @@ def test_two_folders_side_by_side(folders):
     assert lines.difference.tolist() == [0, 2.5, 0.25]
     assert lines.most.tolist() == [0, 2.5, 0.25]
     assert lines.other.tolist() == ['', 'machine', '']
-    assert lines['same weights'].all()
+    assert lines['same weights file'].all()
     notes = both.notes
     assert notes[0] == ('2 runs, nothing else different: 1 alike to the last digit; mAP moved by 0.25 at most '
                         '(retinanet-baseline-s2), 0.12 on average.')
@@ -57,7 +57,7 @@ def test_what_else_differs_is_named(folders):
     write_json(file, {**record, 'settings_hash': 'x', 'versions': {'torch': '1'}, 'weights_sha256': 'w'})
     line = compare_folders(store.results, other.results, store).runs.iloc[0]
     assert line.other == 'settings, versions'
-    assert not line['same weights']
+    assert not line['same weights file']
 
 
 def test_kept_records_count_and_damaged_ones_do_not(folders):
