@@ -59,3 +59,6 @@ def _keep(run: Run, store: Store, detections: bool) -> None:
             logged.to_csv(beside, index=False, float_format='%.5g', compression={'method': 'gzip', 'mtime': 0})
     if detections:
         write_json(folder / KEPT_DETECTIONS, read_json(own / DETECTIONS))
+    for file in set(folder.iterdir()) - {folder / name for name in (
+            RECORD, *([KEPT_SCALARS] if len(logged) else []), *([KEPT_DETECTIONS] if detections else []))}:
+        file.unlink()   # of an older record

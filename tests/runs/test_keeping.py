@@ -48,6 +48,7 @@ def test_records_and_logs_are_kept_and_detections_of_table_1s_first_seed_alone(s
         f'{run.id}/detections.json.xz' for run in (teacher, amd)}
     assert read_json(store.kept_folder(amd) / 'record.json') == read_json(store.run_folder(amd) / 'record.json')
     before = {file: file.read_bytes() for file in store.folder.rglob('records/*/*')}
+    (store.kept_folder(amd) / 'detections.json.gz').write_bytes(b'of another format')
     keep(store)
     assert {file: file.read_bytes() for file in store.folder.rglob('records/*/*')} == before
 
