@@ -26,13 +26,15 @@ from amdlib.errors import RunError
 from amdlib.files import ROOT, read_json, sha256
 from amdlib.paper.profiles import Profile, find_profile
 from amdlib.runs import evidence, fingerprints
-from amdlib.runs.progress import read_progress, training_process
+from amdlib.runs.progress import quiet_s, read_progress, training_process
 from amdlib.runs.recipe import Means
 from amdlib.runs.run import Run
 from amdlib.weights import published
+from amdlib.words import minutes
 
 RECORD, DETECTIONS, WEIGHTS, SCALARS = 'record.json', 'detections.json.gz', 'weights.pth', 'scalars.jsonl'
 KEPT, KEPT_DETECTIONS, KEPT_SCALARS = 'records', 'detections.json.xz', 'scalars.csv.gz'
+GONE_S = 900        # after which a run on another machine that tells nothing counts as killed
 MADE_ELSEWHERE = 'not made here: its kept record is shown'
 
 
@@ -264,9 +266,13 @@ def unfinished(folder: Path) -> State:
         return State('missing', 'never run')
     if progress['phase'] == 'failed':
         return State('failed', progress.get('error', ''))
+    at = f'step {progress["step"]} of {progress["steps"]}'
     if progress['host'] == platform.node() and not training_process(folder):
-        return State('failed', f'killed at step {progress["step"]} of {progress["steps"]}')
-    return State('running', f'step {progress["step"]} of {progress["steps"]}')
+        return State('failed', f'killed at {at}')
+    silent_s = quiet_s(progress)
+    if progress['host'] != platform.node() and silent_s > max(GONE_S, 10 * (progress.get('s_per_step') or 0)):
+        return State('failed', f'at {at} on {progress["host"]}, which has said nothing for {minutes(silent_s)}')
+    return State('running', at)
 
 
 def told_machine(record: Mapping[str, Any]) -> str:

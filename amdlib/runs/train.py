@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from mmengine.config import Config
 
 from amdlib import methods
@@ -35,6 +36,7 @@ from amdlib.words import log, minutes, some
 FORMAT = 2                      # of a record; 1 had its config as text
 UNFINISHED = 'unfinished.json'  # what an interrupted run was made with
 FEATURES = 'features'           # folder of a teacher's kept features
+LOCK = '.lock'                  # held by the process that trains
 DIVERGED, FEW = 10.0, 5         # last losses over first ones that make a run a failed one; of how many the median
 
 
@@ -58,13 +60,14 @@ class _Prepared:
 
 
 def train(run: Run, store: Store, *, force: bool = False, resume: bool = False, work_dir: Path | None = None,
-          cfg_options: dict[str, Any] | None = None) -> dict[str, Any]:
+          cfg_options: dict[str, Any] | None = None, wait: bool = False) -> dict[str, Any]:
     """Train and evaluate one run, its teacher first where that is missing; return the record.
 
     A finished run is not trained again unless `force`; a stale one is, and said so. An interrupted one goes on from its
     last whole checkpoint where settings, data, code, teacher and versions are the same, unless `force`; with `resume`
     it is an error where it cannot. `cfg_options` are mmengine's dotted keys; such a run is recorded in `work_dir`,
-    outside the tables.
+    outside the tables. One process trains a run: where another one does, this is an error, or with `wait` its record is
+    waited for (as a student does for its teacher's).
     Errors: RunError; whatever training raises, after progress.json has said `failed`.
     """
     _check_words(store, force, resume, cfg_options, work_dir)
@@ -73,13 +76,24 @@ def train(run: Run, store: Store, *, force: bool = False, resume: bool = False, 
     if work_dir is None and (record := _finished(run, store, force)):
         return record
     check_it_fits(run, len(coco_images(store.dataset.train_ann)), store.dataset.name)
-    if (pid := training_process(folder)) not in (None, os.getpid()):    # an earlier failure of this one is over
-        raise RunError(f'{run.id}: process {pid} is training it in {folder}')
     if run.row.shuffled and not run.profile.keep_features:
         raise RunError(f'{run.id} needs the kept features of all pictures; profile {run.profile.name} keeps none')
     teacher = run.teacher()
-    taught_by = train(teacher, store) if teacher else None
+    taught_by = train(teacher, store, wait=True) if teacher else None
     folder.mkdir(parents=True, exist_ok=True)
+    with _alone(run, folder, wait) as waited:
+        if waited and work_dir is None and (record := _finished(run, store, force)):
+            return record
+        return _train(run, store, folder, taught_by, force, resume, cfg_options)
+
+
+def _train(run: Run, store: Store, folder: Path, taught_by: dict[str, Any] | None, force: bool, resume: bool,
+           cfg_options: dict[str, Any] | None) -> dict[str, Any]:
+    """What is left of `train` once the folder is this process's own.
+
+    Args:
+        taught_by: the teacher's record.
+    """
     report = ProgressReport(folder, run.id)
     with _failure_told(run, folder, report):
         files = run.find_files(store.means.sources)
@@ -159,6 +173,29 @@ def portable(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [portable(item) for item in value]
     return Path(value).name if isinstance(value, str) and value.startswith('/') else plain(value)
+
+
+@contextlib.contextmanager
+def _alone(run: Run, folder: Path, wait: bool) -> Iterator[bool]:
+    """Hold a run's folder while the block runs, so that no two processes remove each other's files; the system frees it
+    when this process ends, however that comes. Gives whether another process had it. Errors: RunError, see `train`."""
+    lock, waited = FileLock(folder / LOCK), False
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        pid = training_process(folder)
+        told = f'process {pid}' if pid else 'another process'
+        if not wait:
+            raise RunError(f'{run.id}: {told} is training it in {folder}') from None
+        log.info(f'{run.id}: waiting for {told}, which trains it')
+        lock.acquire()
+        waited = True
+    try:
+        if (pid := training_process(folder)) not in (None, os.getpid()):    # an earlier failure of this one is over
+            raise RunError(f'{run.id}: process {pid} is training it in {folder}')
+        yield waited
+    finally:
+        lock.release()
 
 
 def _check_words(store: Store, force: bool, resume: bool, cfg_options: dict | None, work_dir: Path | None) -> None:

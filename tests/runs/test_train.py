@@ -6,8 +6,11 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import sys
+import threading
+import time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +18,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
+from filelock import FileLock
 from mmdet.registry import MODELS
 from mmengine.config import Config
 
@@ -94,7 +98,7 @@ def test_a_run_leaves_a_record_with_every_promised_field(trained, kept, row):
     assert kept.state(run).name == 'done'
     assert read_progress(folder)['phase'] == 'done'
     assert sorted(path.name for path in folder.iterdir()) == [
-        'detections.json.gz', 'mmengine', 'progress.json', 'record.json', 'scalars.jsonl', 'weights.pth']
+        '.hashes.json', '.lock', 'detections.json.gz', 'mmengine', 'progress.json', 'record.json', 'scalars.jsonl', 'weights.pth']
     assert not list(folder.glob('mmengine/**/*.pth'))      # optimizer state goes when a run is done
 
 
@@ -464,6 +468,41 @@ def test_a_run_that_another_process_trains_is_left_alone(store, tiny):
                                    'started': psutil.Process(other).create_time()})
     with pytest.raises(RunError, match=f'process {other} is training it'):
         train(run, store)
+
+
+def test_two_processes_do_not_train_one_run(store, tiny):
+    run = Run.of('retinanet-baseline', tiny)
+    folder = store.run_folder(run)
+    folder.mkdir(parents=True)
+    with FileLock(folder / train_module.LOCK), pytest.raises(RunError, match='another process is training it in'):
+        train(run, store)
+    assert [path.name for path in folder.iterdir()] == [train_module.LOCK]     # nothing of the other one was touched
+    assert train(run, store)['steps'] == STEPS_AN_EPOCH
+
+
+def test_a_student_waits_for_a_teacher_that_another_process_trains(store, tiny, said):
+    run = Run.of('retinanet-inherit', tiny)
+    teacher = run.teacher()
+    elsewhere = dataclasses.replace(store, results=store.results.with_name('elsewhere'))
+    train(teacher, elsewhere)
+    folder = store.run_folder(teacher)
+    folder.mkdir(parents=True)
+    held = threading.Event()
+
+    def hold():
+        with FileLock(folder / train_module.LOCK):
+            held.set()
+            time.sleep(0.5)
+            shutil.copytree(elsewhere.run_folder(teacher), folder, dirs_exist_ok=True,
+                            ignore=shutil.ignore_patterns(train_module.LOCK))
+    other = threading.Thread(target=hold)
+    other.start()
+    held.wait()
+    told = said(train, run, store)
+    other.join()
+    assert f'{teacher.id}: waiting for another process, which trains it' in told
+    assert store.record(run)['teacher']['weights_sha256'] == elsewhere.record(teacher)['weights_sha256']
+    assert not any(line.startswith(f'{teacher.id}: training') for line in told)
 
 
 # ---- interrupted ------------------------------------------------------------------------------------------------
