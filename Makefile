@@ -89,13 +89,7 @@ help:  ## this text
 setup: $(SETUP)  ## create the virtual environment from requirements.lock (every other target does so too)
 
 $(SETUP): requirements.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else f"error: $(PYTHON) is Python {v[0]}.{v[1]}; the kit needs 3.11 or newer: make setup PYTHON=python3.12")'
-	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { echo 'error: $(PYTHON) lacks venv or ensurepip (Debian, Ubuntu: apt install python3-venv)'; exit 1; }
-	@echo 'setting up $(VENV): about 4 GB to download, a few minutes'
-	@test -d $(VENV)/conda-meta || $(PYTHON) -m venv --clear $(VENV)
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: --require-hashes -r requirements.lock
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
-	@touch $@
+	@$(PYTHON) -I amdlib/setup_venv.py $(call quote,$(VENV))
 
 doctor: $(SETUP)  ## print versions, GPU, memory, disk, what is missing and how to mend it
 	@$(AMDLIB) doctor
@@ -196,4 +190,5 @@ lock:  ## resolve requirements.lock anew from pyproject.toml (needs uv)
 	uv pip compile pyproject.toml --extra dev --extra export --universal --python-version 3.11 --generate-hashes --no-emit-index-url --only-binary :all: -o requirements.lock
 
 clean:  ## remove the virtual environment and made data; results stay
-	rm -rf $(VENV) data/mini
+	@$(PYTHON) -I amdlib/setup_venv.py --remove $(call quote,$(VENV))
+	rm -rf data/mini

@@ -98,7 +98,8 @@ def test_a_run_leaves_a_record_with_every_promised_field(trained, kept, row):
     assert kept.state(run).name == 'done'
     assert read_progress(folder)['phase'] == 'done'
     assert sorted(path.name for path in folder.iterdir()) == [
-        '.hashes.json', '.lock', 'detections.json.gz', 'mmengine', 'progress.json', 'record.json', 'scalars.jsonl', 'weights.pth']
+        '.hashes.json', '.lock', 'detections.json.gz', 'mmengine', 'progress.json', 'record.json', 'scalars.jsonl',
+        'weights.pth']
     assert not list(folder.glob('mmengine/**/*.pth'))      # optimizer state goes when a run is done
 
 
