@@ -4,14 +4,16 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
-import math
 import random
 import re
+import stat
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+import cv2
+import numpy as np
 from PIL import Image
 
 from amdlib.datasets.dataset import fingerprint, progress, read_coco
@@ -21,6 +23,8 @@ from amdlib.words import plural, some
 OUTSIDE_TOLERANCE_PX = 1.0   # COCO's own boxes leave the image by fractions of a pixel
 DEGENERATE_BELOW_PX = 1.0    # mmdet drops narrower or lower boxes when it trains
 CHECK_ALL_BELOW = 5000       # images; in smaller splits every one is opened and its content fingerprinted
+MOST_AREA = 2.0              # of a box's own: more is not the area of that box
+LARGEST = 1e9                # pixels and square pixels: a number beyond is a mistake
 SAMPLE_IMAGES = 500          # larger splits: so many are opened, the others only looked up
 
 
@@ -60,8 +64,8 @@ def examine(*splits: Path) -> dict:
             only = [f'{category} only in {mine.name}' for mine, other in ((first, second), (second, first))
                     for category in mine.categories if category not in other.categories]
             problems.append(f'{other_ann}: categories differ from {ann.name}: {some(only)}')
-        shared = sorted(name for name, content in first.files.items() if second.files.get(name) == content)
-        problems += [f'{other_images / name}: the image is in both {first.name} and {second.name}' for name in shared]
+        problems += [f'{other_images / name}: the image is in both {first.name} and {second.name}'
+                     + (f', there as {twin}' if twin != name else '') for name, twin in _shared(first, second)]
     if problems:
         raise DataError(problems)
     classes = [name for _, name in train.categories]
@@ -70,6 +74,19 @@ def examine(*splits: Path) -> dict:
         notes.append(f'no training box of {plural(len(unseen), "class", "classes")}: {some(unseen)}')
     return {'classes': classes, 'notes': notes, 'fingerprint': fingerprint([one.content for one in found.values()]),
             'counts': {name: one.counts for name, one in found.items()}}
+
+
+def _shared(first: _Findings, second: _Findings) -> list[tuple[str, str]]:
+    """Images of the second split that the first one has too, and by which name there: by content, whatever the names;
+    where contents were not read, by name and size."""
+    by_content = {content: name for name, (_, content) in first.files.items() if content}
+    found = []
+    for name, (size_bytes, content) in sorted(second.files.items()):
+        if first.files.get(name) == [size_bytes, content]:
+            found.append((name, name))
+        elif content in by_content:
+            found.append((name, by_content[content]))
+    return found
 
 
 # ---- one split --------------------------------------------------------------------------------------------------
@@ -128,15 +145,18 @@ def _inspect_images(ann: Path, folder: Path, coco: dict, found: _Findings) -> di
         size_px = sizes_px[record['id']] = record.get('width'), record.get('height')
         name = record.get('file_name')
         where = f'{ann}: image id {record["id"]}'
-        if not all(type(side) is int and side > 0 for side in size_px):
-            found.problems.append(f'{where}: width and height are {size_px}, expected two positive integers')
+        if not all(type(side) is int and 0 < side < LARGEST for side in size_px):
+            found.problems.append(f'{where}: width and height are {_cut(size_px)}, expected two positive integers')
             del sizes_px[record['id']]
             continue
-        if not isinstance(name, str) or not name:
-            found.problems.append(f'{where}: file_name is {name!r}')
+        if why := _no_file_name(name):
+            found.problems.append(f'{where}: file_name is {name!r}, {why}')
             continue
         try:
-            size_bytes, content = (folder / name).stat().st_size, None
+            told, content = (folder / name).stat(), None
+            if not stat.S_ISREG(told.st_mode):
+                raise DataError(f'{folder / name}: no regular file')
+            size_bytes = told.st_size
             if i in opened or not size_bytes:
                 file = (folder / name).read_bytes()
                 actual_px = image_size_px(folder / name, file)
@@ -169,13 +189,15 @@ def _inspect_annotations(ann: Path, coco: dict, sizes_px: dict[int, tuple[int, i
         if record.get('iscrowd') not in (0, 1):
             faults.append(f'iscrowd is {record.get("iscrowd")!r}, expected 0 or 1')
         if not _is_number(area) or area < 0:
-            faults.append(f'area is {area!r}, expected a number of square pixels')
+            faults.append(f'area is {_cut(area)}, expected a number of square pixels')
         if not (isinstance(bbox, list) and len(bbox) == 4 and all(map(_is_number, bbox))):
-            faults.append(f'bbox is {bbox!r}, expected [x, y, width, height]')
+            faults.append(f'bbox is {_cut(bbox)}, expected [x, y, width, height]')
         elif min(bbox[2:]) < 0:
             faults.append(f'bbox {bbox} has a negative size')
         elif image_id in sizes_px and _outside_px(bbox, sizes_px[image_id]) > OUTSIDE_TOLERANCE_PX:
             faults.append(f'bbox {bbox} leaves the image of {by(sizes_px[image_id])} px')
+        elif not faults and area > MOST_AREA * bbox[2] * bbox[3] + 1:    # of a mask it is smaller
+            faults.append(f'area is {area}, the box has {bbox[2] * bbox[3]:g} square pixels')
         if faults:
             found.problems += [f'{where}: {fault}' for fault in faults]
             continue
@@ -187,13 +209,41 @@ def _inspect_annotations(ann: Path, coco: dict, sizes_px: dict[int, tuple[int, i
         counts['boxes'] += 1
         counts['small' if area < 32 ** 2 else 'medium' if area < 96 ** 2 else 'large'] += 1
         classes[names[category_id]] += 1
+    usable = counts['boxes'] - (len(found.degenerate) if found.name == 'train' else 0)
+    if coco['annotations'] and usable <= 0 and not found.problems:
+        found.problems.append(f'{ann}: no box that counts: {counts["crowd"]} crowd or difficult, '
+                              f'{len(found.degenerate)} degenerate')
+    empty = len(image_ids - {record.get('image_id') for record in coco['annotations']
+                             if isinstance(record.get('image_id'), int)})
+    if found.name == 'train' and empty:
+        found.notes.append(f'train: {plural(empty, "image", "images")} without a box: mmdet trains without '
+                           f'{"it" if empty == 1 else "them"}')
     if any(record['id'] == 0 for record in coco['annotations']):
         found.notes.append(f'{found.name}: annotation id 0 is never matched by pycocotools; number them from 1')
     found.counts = {**counts, 'classes': dict(classes)}
 
 
 def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) < LARGEST     # NaN is not
+
+
+def _cut(value: object) -> str:
+    """As it is written, but not for pages."""
+    try:
+        text = repr(value)
+    except ValueError:      # an integer of thousands of digits
+        return 'a number of thousands of digits'
+    return text if len(text) <= 80 else f'{text[:77]}...'
+
+
+def _no_file_name(name: object) -> str:
+    """Why a text cannot be the name of a file below the images' folder; '' where it can."""
+    if not isinstance(name, str) or not name:
+        return 'expected a text'
+    if '\0' in name or not name.isprintable() and any('\ud800' <= letter <= '\udfff' for letter in name):
+        return 'which no file can be called'
+    path = PurePosixPath(name)
+    return 'which leads out of the folder of the images' if path.is_absolute() or '..' in path.parts else ''
 
 
 def _outside_px(bbox_xywh_px: Sequence[float], size_px: tuple[int, int]) -> float:
@@ -206,12 +256,14 @@ def _outside_px(bbox_xywh_px: Sequence[float], size_px: tuple[int, int]) -> floa
 def image_size_px(path: Path, file: bytes) -> tuple[int, int]:
     """(width, height) as OpenCV, and so mmdet, loads the image: after the orientation tag. Errors: DataError."""
     try:
-        with Image.open(io.BytesIO(file)) as image:
+        with Image.open(io.BytesIO(file)) as image:     # refuses what would fill the memory, and tells why
             if not file.endswith((b'\xff\xd9', b'IEND\xaeB`\x82')):   # no end of a JPEG or PNG: is it cut short?
                 image.load()
-            turned = 'exif' in image.info and image.getexif().get(0x0112, 1) >= 5
-            return image.size[::-1] if turned else image.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        found = cv2.imdecode(np.frombuffer(file, np.uint8), cv2.IMREAD_COLOR)
+        if found is None:
+            raise ValueError('OpenCV, with which mmdet loads it, cannot')
+        return found.shape[1], found.shape[0]
+    except (OSError, ValueError, SyntaxError, cv2.error, Image.DecompressionBombError) as error:
         # Pillow names the object that it read from, which says nothing to the reader.
         raise DataError(f'{path}: not readable as an image: {re.sub(" <_io.*>", "", str(error))}') from None
 

@@ -50,10 +50,12 @@ def coco_images(ann_file: str | Path) -> list[dict]:
 def read_coco(ann: Path) -> dict:
     """A COCO file with its three lists, none of them empty and every entry with an id. Errors: DataError."""
     try:
+        if ann.exists() and not ann.is_file():
+            raise DataError(f'{ann}: no regular file')
         coco = json.loads(ann.read_bytes())
     except FileNotFoundError:
         raise DataError(f'{ann}: no such file') from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise DataError(f'{ann}: not readable as JSON: {error}') from None
     if not isinstance(coco, dict):
         raise DataError(f'{ann}: expected an object with images, annotations and categories, got {str(coco)[:80]}')
@@ -66,7 +68,8 @@ def read_coco(ann: Path) -> dict:
         else:
             problems += [f'{ann}: {part} entry {i}: expected an object with an integer id, got {str(record)[:80]}'
                          for i, record in enumerate(coco[part])
-                         if not isinstance(record, dict) or type(record.get('id')) is not int]
+                         if not isinstance(record, dict) or type(record.get('id')) is not int
+                         or abs(record['id']) >= 2 ** 53]       # torch and numpy hold no larger ones
     if problems:
         raise DataError(problems)
     return coco

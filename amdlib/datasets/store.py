@@ -17,7 +17,7 @@ from amdlib.datasets.dataset import fingerprint, write_compact
 from amdlib.datasets.formats import Source
 from amdlib.errors import DataError
 
-MADE_BY = 'amdlib.data 1'   # raise the number when what is written, or what is checked, changes
+MADE_BY = 'amdlib.data 2'   # raise the number when what is written, or what is checked, changes
 
 
 def home_of(source: Source, cache: Path) -> Path:
@@ -96,15 +96,21 @@ def _file_states(paths: Iterable[Path]) -> Iterator[list]:
         yield from entries
 
 
-def _walk(root: Path, below: str = '') -> Iterator[list]:
+def _walk(root: Path, below: str = '', above: tuple = ()) -> Iterator[list]:
     if not root.is_dir():
         if root.exists():
             status = root.stat()
             yield [below, status.st_size, status.st_mtime_ns]
         return
+    own = root.stat()
+    above = (*above, (own.st_dev, own.st_ino))
     for entry in os.scandir(root):
-        if entry.is_dir():
-            yield from _walk(Path(entry.path), f'{below}{entry.name}/')
-        else:
+        try:
             status = entry.stat()
+        except OSError:     # a link that leads nowhere, or to itself: whoever reads it says so
+            yield [below + entry.name, 0, 0]
+            continue
+        if not entry.is_dir():
             yield [below + entry.name, status.st_size, status.st_mtime_ns]
+        elif (status.st_dev, status.st_ino) not in above:
+            yield from _walk(Path(entry.path), f'{below}{entry.name}/', above)

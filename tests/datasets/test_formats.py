@@ -172,6 +172,8 @@ def test_the_first_annotated_images_of_coco(tmp_path):
     root = make_coco(tmp_path / 'coco')
     edit(root, lambda content: content.update(annotations=[one for one in content['annotations']
                                                            if one['image_id'] != 1]))
+    for suffix in ('train2017', 'val2017'):
+        edit(root, set_in('annotations', -1, iscrowd=0), suffix)
     taken = prepare('first_of_coco', root, tmp_path / 'cache', first_images=(1, 2))
     assert taken.name == 'dryrun'
     assert taken.train_ann == tmp_path / 'cache/dryrun/train.json'

@@ -192,5 +192,5 @@ def test_manifests_of_earlier_versions_stay_valid(kind, voc, coco, tmp_path):
     dataset = prepare('folder' if data else 'shapes', data, tmp_path / 'cache', None if data else FEW)
     manifest = json.loads((tmp_path / 'cache' / dataset.name / 'manifest.json').read_text())
     assert list(manifest) == ['made_by', 'recipe', 'classes', 'notes', 'fingerprint', 'counts', 'state']
-    assert manifest['made_by'] == 'amdlib.data 1'
-    assert manifest['recipe'] == f'amdlib.data 1 {kind}' + (' ca5d43ce3ab0732d' if kind == 'shapes' else '')
+    assert manifest['made_by'] == 'amdlib.data 2'
+    assert manifest['recipe'] == f'amdlib.data 2 {kind}' + (' ca5d43ce3ab0732d' if kind == 'shapes' else '')

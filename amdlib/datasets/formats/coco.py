@@ -64,7 +64,7 @@ class FirstOfCoco:
         notes = ['a dry run: numbers made with these images mean nothing']
         for ann, made, count in zip(self.files, self.made(folder), self.counts, strict=True):
             coco = read_coco(ann)
-            annotated = {one['image_id'] for one in coco['annotations']}
+            annotated = {one['image_id'] for one in coco['annotations'] if not one.get('iscrowd')}
             images = [image for image in coco['images'] if image['id'] in annotated][:count]
             if len(images) < count:
                 raise DataError(f'{ann}: {plural(len(images), "annotated image", "annotated images")}, '

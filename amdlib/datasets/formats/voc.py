@@ -85,12 +85,16 @@ class Voc:
         """Names of the images by split, without suffix; problems."""
         stems, problems = {}, []
         for split, path in self.lists.items():
-            lines = path.read_text(encoding='utf-8', errors='replace').splitlines()
-            stems[split] = [line.split()[0] for line in lines if line.strip()]
+            lines = path.read_text(encoding='utf-8-sig', errors='replace').splitlines()
+            stems[split] = [self._stem(line.strip()) for line in lines if line.strip()]
             if not stems[split]:
                 problems.append(f'{path}: empty')
             problems += [f'{path}: {stem} is listed more than once' for stem in duplicates(stems[split])]
         return stems, problems
+
+    def _stem(self, line: str) -> str:
+        """A name in a list may have blanks; some lists have a number behind it."""
+        return line if (self.root / 'Annotations' / f'{line}.xml').is_file() else line.split()[0]
 
     def _notes(self, stems: dict[str, list[str]], odd: dict[str, list[str]], difficult: int) -> list[str]:
         notes = [f'trained on train ({len(stems["train"])} images), '
