@@ -54,6 +54,8 @@ define newline
 
 endef
 $(foreach one,$(KNOWN),$(if $(findstring $(newline),$(value $(one))),$(error $(one) has a line break)))
+# what only the environment sets is obeyed, and said
+$(foreach one,$(KNOWN),$(if $(filter environment,$(firstword $(origin $(one)))),$(shell echo 'note: $(one) comes from the environment' >&2)))
 unexport $(KNOWN)   # or make would expand them once more
 
 # Values reach the program as they are, one argument each: neither make ($(value)) nor the shell ('...') looks into them.

@@ -154,6 +154,14 @@ def test_an_unknown_variable_is_an_error_that_names_the_known_ones(words):
     assert f'unknown variable {words[1].partition("=")[0]}; known are: {" ".join(VARIABLES)}' in told.stderr
 
 
+def test_what_only_the_environment_sets_is_obeyed_and_said():
+    told = subprocess.run(['make', '-n', 'status'], cwd=ROOT, capture_output=True, text=True,
+                          env={'PATH': os.environ['PATH'], 'SEEDS': '0 1', 'PHI': '3'})
+    assert told.stderr == 'note: SEEDS comes from the environment\n'
+    assert "--seeds='0 1'" in told.stdout
+    assert make('-n', 'status', 'SEEDS=0 1').stderr == ''
+
+
 def test_a_line_break_in_a_value_is_refused():
     told = make('-n', 'status', 'DATA=a\nb')
     assert told.returncode == 2

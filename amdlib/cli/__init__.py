@@ -26,12 +26,13 @@ def main(words: list[str] | None = None) -> int:
     show_log()
     try:
         return COMMANDS[given.command][0](given) or 0
-    except (KitError, FileNotFoundError) as error:
-        print(f'error: {error}', file=sys.stderr)
+    except BrokenPipeError:     # whoever read, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (KitError, OSError) as error:
+        of_a_file = isinstance(error, OSError) and error.filename is not None
+        print(f'error: {error.filename}: {error.strerror}' if of_a_file else f'error: {error}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)
         return 130
-    except BrokenPipeError:     # whoever read, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1

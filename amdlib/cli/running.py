@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from amdlib.cli import arguments as read
 from amdlib.cli.arguments import FORCE, JOBS, MEANS, OF_TARGETS, SEED, SEEDS, SETTINGS, WHERE, Words, arg
 from amdlib.cli.parsing import command
+from amdlib.errors import SettingError
 from amdlib.files import ROOT
 from amdlib.words import log
 
@@ -94,6 +95,8 @@ def notebook(given: Words) -> None:
     store = read.store(given)
     output = store.folder / (given.output or given.name)
     output = output if output.suffix == '.ipynb' else output.with_name(f'{output.name}.ipynb')
+    if not Path(os.path.abspath(output)).is_relative_to(os.path.abspath(store.results)):
+        raise SettingError(f'--output {given.output}: expected a name below {store.results}')
     notebooks.execute(notebooks.NOTEBOOKS / f'{given.name}.ipynb', output, {**store.parameters(), **parameters})
 
 

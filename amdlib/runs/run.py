@@ -1,6 +1,7 @@
 """A run: a row at a profile with a seed and a recipe; and the runs behind a table, a figure or a sweep."""
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,17 @@ class Run:
         profile = find_profile(profile) if isinstance(profile, str) else profile
         if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2 ** 31:
             raise SettingError(f'seed={seed!r}: expected an integer of 0 to 2**31 - 1')
-        return cls(row, profile, seed, Recipe.of(row, profile, settings or {}))
+        run = cls(row, profile, seed, Recipe.of(row, profile, settings or {}))
+        run._check_weights()
+        return run
+
+    def _check_weights(self) -> None:
+        """SettingError for a weight that carrying over to the profile makes infinite."""
+        if self.recipe.options or self.recipe.factor != 1:
+            for name, value in self.options().items():
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise SettingError(f'{self.id}: {name} is {value} at profile {self.profile.name}: expected a '
+                                       'smaller value or factor')
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -422,17 +422,40 @@ def executed(monkeypatch):
     return seen
 
 
+@pytest.mark.parametrize('output', ['../../../x', '/tmp/x.ipynb'])
+def test_an_executed_notebook_stays_below_the_results(call, coco_folder, tmp_path, executed, output):
+    status, _, err = call('notebook', 'table1', '--profile', 'small', '--data', coco_folder, '--results',
+                          tmp_path / 'out', '--output', output)
+    assert (status, executed) == (1, [])
+    assert err.splitlines()[-1] == f'error: --output {output}: expected a name below {tmp_path / "out"}'
+
+
+@pytest.mark.parametrize(('make', 'told'), [
+    (lambda path: path.write_text('mine'), 'Not a directory'), (lambda path: path.symlink_to(path), 'symbolic links')])
+def test_results_that_cannot_be_are_told_in_a_line(call, tmp_path, make, told):
+    make(tmp_path / 'out')
+    status, _, err = call('run', 'retinanet-baseline', '--results', tmp_path / 'out')
+    assert status == 1
+    assert err.splitlines()[-1].startswith(f'error: {tmp_path / "out"}')
+    assert told in err.splitlines()[-1]
+    status, _, err = call('run', 'retinanet-baseline', '--results', tmp_path / ('a' * 300))
+    assert status == 1
+    assert err.splitlines()[-1].endswith('File name too long')
+
+
 def test_notebook_passes_its_words_on(call, coco_folder, tmp_path, executed, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'x.pth').write_bytes(b'x')
     words = ('--profile', 'small', '--data', os.path.relpath(coco_folder), '--results', 'out', '--set',
              'settings=epochs=2 teacher_checkpoint=x.pth', '--set', 'phi=0.7', '--device', 'cpu')
-    for output in ((), ('--output', 'sweep/one'), ('--output', 'two.ipynb'), ('--output', tmp_path / 'three.ipynb')):
+    for output in ((), ('--output', 'sweep/one'), ('--output', 'two.ipynb'),
+                   ('--output', tmp_path / 'out' / 'three.ipynb')):
         status, _, err = call('notebook', 'table1', *words, *output)
         assert status == 0, err
     folder = tmp_path / 'out' / 'small' / 'a-set'
     assert [output for _, output, _ in executed] == [
-        folder / 'table1.ipynb', folder / 'sweep' / 'one.ipynb', folder / 'two.ipynb', tmp_path / 'three.ipynb']
+        folder / 'table1.ipynb', folder / 'sweep' / 'one.ipynb', folder / 'two.ipynb',
+        tmp_path / 'out' / 'three.ipynb']
     parameters = executed[0][2]
     # a notebook runs in a folder of its own, so every path is absolute
     assert parameters['settings'] == {'epochs': 2, 'teacher_checkpoint': str(tmp_path / 'x.pth')}
@@ -552,7 +575,8 @@ def test_attest_passes_its_commit_on(call, monkeypatch):
 
 @pytest.mark.parametrize(('error', 'status', 'told'), [
     (KeyboardInterrupt(), 130, 'interrupted\n'), (SettingError('phi=1'), 1, 'error: phi=1\n'),
-    (FileNotFoundError('no weights at x'), 1, 'error: no weights at x\n')])
+    (FileNotFoundError('no weights at x'), 1, 'error: no weights at x\n'),
+    (PermissionError(13, 'Permission denied', '/x'), 1, 'error: /x: Permission denied\n')])
 def test_how_a_command_ends(call, monkeypatch, error, status, told):
     def stop(_):
         """Stops."""
