@@ -361,7 +361,7 @@ def test_a_sweep_is_a_run_a_value_and_seed_and_holds_the_row_itself():
     (lambda: Run.of('retinanet-amd', 'mini', 2 ** 31), ['seed=2147483648']),
     (lambda: Run.of('retinanet-baseline', 'mini', 0, {'phi': 1.0}), ["no setting 'phi'", 'epochs', 'backbone']),
     (lambda: Run.of('retinanet-amd', 'mini', 0, {'alpha': 1e308}), ['alpha is inf at profile mini', 'a smaller value']),
-    (lambda: Run.of('retinanet-fgd', 'mini', 0, {'factor': 1e308, 'alpha': 1e5}), ['is inf at profile mini']),
+    (lambda: Run.of('retinanet-fgd', 'mini', 0, {'factor': 1e308, 'alpha_fgd': 1e5}), ['is inf at profile mini']),
     (lambda: table_runs('table1', 'mini', 'retina'), ["'retina'", *GROUPS]),
     (lambda: table_runs('table1', 'mini', seeds='0 1'), ["seeds '0 1'"]),
     (lambda: table_runs('table1', 'mini', seeds=[]), ['seeds []']),
