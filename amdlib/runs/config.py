@@ -110,7 +110,7 @@ def _detector(name: str, run: Run, dataset: Dataset | None, is_teacher: bool, ba
     model = copy.deepcopy(get_config(name).model)
     network = run.profile.teacher if is_teacher else run.profile.student
     if network is not None:
-        _shrink(model, network, run.profile, len(dataset.classes))
+        _shrink(model, network, run.profile)
         pixels = get_config(run.row.group.student_config).model.data_preprocessor
         for key in ('mean', 'std', 'bgr_to_rgb'):   # the kit's own networks belong to no normalisation
             model.data_preprocessor[key] = pixels[key]
@@ -119,12 +119,22 @@ def _detector(name: str, run: Run, dataset: Dataset | None, is_teacher: bool, ba
         model.backbone.init_cfg = dict(type='Pretrained', checkpoint=backbone)
     elif not (pretrained and run.profile.published):
         model.backbone.init_cfg = None  # a teacher's weights come from its checkpoint; a dry run's are random
+    if dataset is not None:     # else it is COCO, wherever it is
+        _set_classes(model, len(dataset.classes))
     if run.profile.score_thr is not None:
         model.test_cfg.get('rcnn', model.test_cfg).score_thr = run.profile.score_thr
     return model
 
 
-def _shrink(model: ConfigDict, network: Network, profile: Profile, num_classes: int) -> None:
+def _set_classes(model: ConfigDict, num_classes: int) -> None:
+    """Of every head that tells classes apart."""
+    roi = model.get('roi_head', {})
+    for part in (model.get('bbox_head'), roi.get('bbox_head'), roi.get('mask_head')):
+        for head in part if isinstance(part, list) else [part] if part else []:
+            head.num_classes = num_classes
+
+
+def _shrink(model: ConfigDict, network: Network, profile: Profile) -> None:
     """Exchange the backbone, narrow neck and heads, and fit anchors and proposals to smaller pictures, in place."""
     channels, expansion = profile.neck_channels, 4 if network.depth >= 50 else 1
     model.backbone = ConfigDict(
@@ -133,10 +143,10 @@ def _shrink(model: ConfigDict, network: Network, profile: Profile, num_classes: 
     model.neck.in_channels = [network.width * expansion * 2 ** stage for stage in range(4)]
     model.neck.out_channels = channels
     if 'rpn_head' in model:
-        _shrink_two_stage(model, profile, num_classes)
+        _shrink_two_stage(model, profile)
         return
     head = model.bbox_head
-    head.update(num_classes=num_classes, in_channels=channels, feat_channels=channels,
+    head.update(in_channels=channels, feat_channels=channels,
                 # DEVIATION head-norm: without it a RetinaNet head hardly learns from scratch; RepPoints has it anyway
                 norm_cfg=dict(type='GN', num_groups=16, requires_grad=True),
                 stacked_convs=profile.head_convs or head.stacked_convs)
@@ -154,7 +164,7 @@ def _shrink(model: ConfigDict, network: Network, profile: Profile, num_classes: 
                            'not known; say it in runs/config.py')
 
 
-def _shrink_two_stage(model: ConfigDict, profile: Profile, num_classes: int) -> None:
+def _shrink_two_stage(model: ConfigDict, profile: Profile) -> None:
     channels, roi = profile.neck_channels, model.roi_head
     model.rpn_head.update(in_channels=channels, feat_channels=channels)
     model.rpn_head.anchor_generator.scales = [s * profile.anchor_scale for s in model.rpn_head.anchor_generator.scales]
@@ -165,7 +175,7 @@ def _shrink_two_stage(model: ConfigDict, profile: Profile, num_classes: int) -> 
     roi.bbox_roi_extractor.out_channels = channels
     roi.bbox_roi_extractor.finest_scale = 56 * profile.anchor_scale  # 56 is mmdet's default
     for head in roi.bbox_head if isinstance(roi.bbox_head, list) else [roi.bbox_head]:
-        head.update(in_channels=channels, fc_out_channels=profile.fc_channels, num_classes=num_classes)
+        head.update(in_channels=channels, fc_out_channels=profile.fc_channels)
     for part in (model.train_cfg.rpn_proposal, model.test_cfg.rpn):
         part.update(nms_pre=2 * profile.proposals, max_per_img=profile.proposals)
     rcnn = model.train_cfg.rcnn

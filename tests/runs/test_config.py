@@ -79,6 +79,19 @@ def test_every_row_at_every_profile_gives_a_config(cfg_of, dataset, row, profile
     assert cfg.test_evaluator.ann_file == str(data.test_ann)
 
 
+@pytest.mark.parametrize('name', ['baseline', 'teacher', 'amd'])
+@pytest.mark.parametrize('group', paper_groups())
+def test_at_paper_every_head_has_as_many_classes_as_the_data(group, name):
+    """COCO's 80 change nothing; of other data in its layout a mistake would show after all epochs only."""
+    coco = replace(CELLS, name='coco', classes=tuple(map(str, range(80))))
+    run = Run.of(f'{group}-{name}', 'paper')
+    text = str(config(run, None).model.to_dict())
+    assert str(config(run, coco).model.to_dict()) == text
+    assert text.count("'num_classes': 80") == text.count("'num_classes': ") > 0
+    few = str(config(run, CELLS).model.to_dict())
+    assert few == text.replace("'num_classes': 80", "'num_classes': 3")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('row', [row for row in ROWS if not ROWS[row].shuffled])    # they need kept features
 def test_every_row_builds_and_makes_a_training_step(dataset, tiny, train_step, row):
