@@ -22,6 +22,7 @@ from latex2mathml.converter import convert
 from markupsafe import Markup
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from nbconvert.preprocessors.sanitize import SanitizeHTML
 from pygments.formatters import HtmlFormatter
 from traitlets.config import Config
 
@@ -271,7 +272,7 @@ class _Exporter(HTMLExporter):
 
     @jinja2.pass_context
     def markdown2html(self, context: Any, source: str) -> str:
-        renderer = _Renderer(escape=False, embed_images=True, exclude_anchor_links=True,
+        renderer = _Renderer(escape=True, embed_images=True, exclude_anchor_links=True,
                              attachments=context.get('cell', {}).get('attachments', {}),
                              path=context['resources']['metadata']['path'])
         return MarkdownWithMath(renderer=renderer).render(source)
@@ -279,7 +280,24 @@ class _Exporter(HTMLExporter):
 
 # without widgets and scripts, which would be loaded from the network: their text is shown
 EXPORTER = _Exporter(template_name='basic', config=Config({'NbConvertBase': {'display_data_priority': [
-    'text/html', 'text/markdown', 'image/svg+xml', 'image/png', 'image/jpeg', 'text/plain']}}))
+    'text/html', 'image/png', 'image/jpeg', 'text/plain']}}))
+# what a table of pandas needs; a class of somebody's data set may be called <script>
+SAFE = SanitizeHTML(
+    strip=True, styles=['text-align'], attributes=['class', 'border', 'style', 'colspan', 'rowspan', 'scope', 'title'],
+    tags=['table', 'thead', 'tbody', 'tfoot', 'tr', 'th', 'td', 'caption', 'div', 'p', 'b', 'i', 'strong', 'em', 'code',
+          'pre', 'span', 'br', 'ul', 'ol', 'li', 'h1', 'h2', 'h3', 'h4', 'sub', 'sup'])
+SHOWN = ('text/html', 'image/png', 'image/jpeg', 'text/plain')
+
+
+def _make_safe(output: Any) -> None:
+    """Leave of a cell's output what can be shown as it is, its HTML without all that could act."""
+    data = output.get('data', {})
+    if 'text/markdown' in data:
+        data['text/html'] = str(_html(data.pop('text/markdown')))
+    elif 'text/html' in data:
+        data['text/html'] = SAFE.sanitize_html_tags(data['text/html'])
+    for kind in [kind for kind in data if kind not in SHOWN]:
+        del data[kind]
 
 
 def _notebook(path: Path, folder: Path, new: Path, shared: dict[str, Any]) -> dict[str, Any]:
@@ -293,6 +311,8 @@ def _notebook(path: Path, folder: Path, new: Path, shared: dict[str, Any]) -> di
         return {**page, 'failed': f'cannot be read: {error}'}
     for cell in notebook.cells:
         cell.metadata['alt'] = 'Picture drawn by the cell above'
+        for output in cell.get('outputs', []):
+            _make_safe(output)
     titles = [found[1] for cell in notebook.cells if (found := re.match('# (.+)', cell.source))
               and cell.cell_type == 'markdown']
     errors = [f'{output.ename}: {output.evalue}' for cell in notebook.cells for output in cell.get('outputs', [])

@@ -310,6 +310,52 @@ def test_nothing_is_loaded_from_the_network_or_run(site):
     assert css.count('{') == css.count('}')
 
 
+EVIL = '<img src=x onerror=alert(1)><script>alert(1)</script><a href="javascript:alert(1)">a</a>'
+
+
+def test_what_a_stranger_calls_a_class_never_acts(copy):
+    """In outputs of notebooks, in tables, in notes, in records."""
+    place, build = copy
+    outputs = [new_output('display_data', {kind: f'<table><tr><td>{EVIL}</td></tr></table>'})
+               for kind in ('text/html', 'text/markdown', 'image/svg+xml', 'text/plain')]
+    outputs.append(new_output('stream', text=EVIL))
+    book = new_notebook(cells=[new_markdown_cell(f'# {EVIL}'), new_code_cell('1', outputs=outputs)])
+    nbformat.write(book, place / 'evil.ipynb')
+    (place / 'table1.md').write_text(f'# Table I\n\n{tables.LIMITS}\n\n- {EVIL}\n')
+    (place / 'bed.md').write_text(f'# Bed\n\n## {EVIL}\n')
+    table = pd.read_csv(place / 'table5.csv')
+    table.assign(label=EVIL).to_csv(place / 'table5.csv', index=False)
+    file = place / 'runs' / 'retinanet-amd-s0' / 'record.json'
+    file.write_text(json.dumps({**json.loads(file.read_text()), 'label': EVIL, 'device': EVIL}))
+    for file in build().rglob('*.html'):
+        assert Acting(file).found == []
+
+
+class Acting(HTMLParser):
+    """What of a page could act, as a browser reads it."""
+
+    def __init__(self, file):
+        super().__init__()
+        self.found = []
+        self.feed(file.read_text())
+
+    def handle_starttag(self, tag, attrs):
+        if tag in ('script', 'iframe', 'svg', 'object', 'embed', 'form', 'base'):
+            self.found.append(tag)
+        self.found += [f'{tag} {name}={value}' for name, value in attrs
+                       if name.startswith('on') or re.match(r'\s*(javascript|data:text)', value or '')]
+
+
+def test_tables_of_pandas_stay_tables(copy):
+    place, build = copy
+    shown = pd.DataFrame({'a': [1.5], 'b & c': ['<d>']}).to_html(index=False)
+    nbformat.write(new_notebook(cells=[new_code_cell('1', outputs=[new_output('display_data', {'text/html': shown})])]),
+                   place / 'book.ipynb')
+    page = Page(build() / 'notebooks' / 'book.html')
+    assert [['a', 'b & c'], ['1.5', '<d>']] in [[[text.strip() for text in line] for line in table]
+                                                for table in page.tables]
+
+
 def test_the_front_page_says_what_is_missing_and_how_to_make_it(site):
     text = ' '.join(Page(site / 'index.html').text.split())
     for name in ('table3', 'table4', 'table6', 'fig1', 'fig3'):
