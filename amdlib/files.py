@@ -55,6 +55,8 @@ def read_json(path: str | Path):
         return json.loads(unpack(content))
     except (EOFError, lzma.LZMAError) as error:
         raise ValueError(f'{path}: cut short') from error
+    except RecursionError:
+        raise ValueError(f'{path}: nested too deep') from None
 
 
 @contextlib.contextmanager

@@ -6,7 +6,6 @@ that its run's record does not bear out is marked. No page needs the network; th
 from __future__ import annotations
 
 import datetime
-import json
 import os
 import re
 import shutil
@@ -27,6 +26,7 @@ from pygments.formatters import HtmlFormatter
 from traitlets.config import Config
 
 from amdlib.errors import RunError
+from amdlib.files import read_json
 from amdlib.paper.profiles import Profile
 from amdlib.paper.tables import TABLES
 from amdlib.runs import evidence, fingerprints
@@ -144,12 +144,12 @@ def _records(store: Store) -> dict[str, dict[str, Any]]:
     records = {}
     for file in store.with_kept().record_files():
         try:
-            record = json.loads(file.read_text())
+            record = read_json(file)
             if missing := FIELDS - record.keys():
                 raise ValueError(f'it lacks {", ".join(sorted(missing))}')
             record['elsewhere'] = file.parents[1].name == KEPT
             record['disagrees'] = '; '.join(evidence.disagreements(record, file.parent))
-        except ValueError as error:
+        except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:     # of another kind
             record = {'unreadable': str(error)}
         records[file.parent.name] = record
     return records

@@ -181,6 +181,30 @@ def test_attested_code_is_the_same_code(store, amd, finish, tmp_path, monkeypatc
     assert store.state(amd).name == 'done'
 
 
+BAD = {'empty': b'', 'binary': bytes(range(256)), 'half': b'{"numbers": ', 'null': b'null', 'number': b'3',
+       'text': b'"done"', 'list': b'[{}]', 'empty object': b'{}', 'nested': b'[' * 100000,
+       'not utf-8': b'{"a": "\xff"}',
+       'numbers a text': b'{"numbers": "x", "versions": 3, "data": [], "files": 0}', 'digits': b'9' * 5000}
+
+
+@pytest.mark.parametrize('name', ['record.json', 'progress.json', '.hashes.json'])
+@pytest.mark.parametrize('content', BAD)
+def test_one_bad_file_never_hides_the_other_runs(store, amd, finish, tiny, name, content):
+    other = Run.of('retinanet-mgd', tiny)
+    finish(amd.teacher())
+    for run in (amd, other):
+        finish(run, row=run.row.id, seed=0, settings={}, machine={}, id=run.id)
+    if name == 'progress.json':
+        (store.run_folder(amd) / 'record.json').unlink()
+    (store.run_folder(amd) / name).write_bytes(BAD[content])
+    wanted = {'record.json': 'stale', 'progress.json': 'missing', '.hashes.json': 'done'}[name]
+    assert store.state(amd).name == store.with_kept().state(amd).name == wanted
+    assert store.state(other).name == 'done'
+    assert store.collect([other]).run.tolist() == [other.id]
+    assert len(store.record_files()) == 3 - (name == 'progress.json')
+    store.scalars(amd)
+
+
 # ---- unfinished -------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize(('progress', 'state'), [

@@ -409,6 +409,18 @@ def test_numbers_that_no_record_bears_out_are_marked(copy):
     assert f'⚠ {wrong} numbers are not what the record' in index
 
 
+@pytest.mark.parametrize('content', [b'', bytes(range(256)), b'null', b'3', b'[{}]', b'{}', b'[' * 100000,
+                                     b'{"numbers": 3}'])
+def test_one_bad_record_hides_no_other(copy, content):
+    place, build = copy
+    (place / 'runs' / 'reppoints-mgd-s1' / 'record.json').write_bytes(content)
+    site = build()
+    runs = ' '.join(Page(site / 'runs.html').text.split())
+    assert 'reppoints-mgd-s1 ⚠ No record: ' in runs
+    assert 'retinanet-amd (AMD)' in runs
+    assert 'no readable record of reppoints-mgd-s1' in ' '.join(Page(site / 'index.html').text.split())
+
+
 def test_tables_in_part_or_in_another_form_are_named(copy):
     place, build = copy
     table = pd.read_csv(place / 'table1.csv')
