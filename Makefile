@@ -79,7 +79,7 @@ HOW       = $(WHERE) $(ASKED) $(MEANS) $(call flag,FORCE,--force)
 SPREAD   := -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: help setup doctor list values data reproduce-all sweep-phi status bed calibrate plan compare verify keep teachers backbone weights \
-        notebook report lab export paper-dryrun cost attest test test-fast lint goldens lock clean always
+        notebook report lab export paper-dryrun cost attest test test-fast torture lint goldens lock clean always
 
 help:  ## this text
 	@echo 'The AMD kit: rerun "AMD: Adaptive Masked Distillation for Object Detection" (arXiv 2301.13538)'
@@ -180,6 +180,9 @@ test: $(SETUP)  ## all tests (needs neither network nor GPU)
 
 test-fast: $(SETUP)  ## the tests that take seconds
 	$(PY) -m pytest $(SPREAD) -m 'not slow'
+
+torture: $(SETUP)  ## kill a training run before and after every change that it makes to a file; each must end with the same bits (hours; JOBS)
+	$(PY) -m tests.torture.run $(call opt,JOBS,--jobs)
 
 lint: $(SETUP)  ## check the code's form
 	$(VENV)/bin/ruff check .

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 from filelock import FileLock, Timeout
 
 from amdlib.words import log
@@ -30,6 +31,14 @@ def whole(path: str | Path) -> Iterator[Path]:
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def remove_halves(folder: str | Path) -> None:
+    """Remove what `whole` of processes that were killed has left in a folder; those that live go on."""
+    for half in Path(folder).glob('.*.*'):
+        process = half.suffix[1:]
+        if process.isdecimal() and half.is_file() and not psutil.pid_exists(int(process)):
+            half.unlink(missing_ok=True)
 
 
 def write_text(path: str | Path, text: str) -> None:

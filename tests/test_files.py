@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from amdlib.files import digest, locked, read_json, sha256, whole, write_json, write_text
+from amdlib.files import digest, locked, read_json, remove_halves, sha256, whole, write_json, write_text
 
 FOUND = [{'image_id': i, 'bbox': [1.25, 2.0, 3.5, 4.0], 'score': 0.5} for i in range(100)]
 
@@ -57,6 +57,18 @@ def test_what_is_cut_short_is_told(tmp_path, name, cut):
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:cut])
     with pytest.raises((ValueError, OSError)):
         read_json(tmp_path / name)
+
+
+def test_halves_of_killed_processes_are_removed_and_those_of_living_ones_stay(tmp_path):
+    ended = multiprocessing.get_context('spawn').Process()
+    ended.start()
+    ended.join()
+    names = (f'.a.json.{ended.pid}', f'.a.json.{os.getpid()}', '.a.json', 'a.json', '.hidden.5x', f'a.{ended.pid}')
+    for name in names:
+        (tmp_path / name).touch()
+    remove_halves(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == sorted(names[1:])
+    remove_halves(tmp_path / 'none')
 
 
 def test_hashes(tmp_path):

@@ -23,7 +23,7 @@ from amdlib.datasets import coco_images
 from amdlib.engine import checkpoints, kept, processes
 from amdlib.engine.training import Task, disk_is_full, evaluate, train_and_test
 from amdlib.errors import RunError, WeightsError
-from amdlib.files import locked, read_json, sha256, write_json
+from amdlib.files import locked, read_json, remove_halves, sha256, write_json
 from amdlib.runs import evidence, fingerprints, teacher_check, watch
 from amdlib.runs.config import Taught, config, describe_lr, settings_hash
 from amdlib.runs.device import check_it_fits, full_gpu
@@ -94,6 +94,8 @@ def _train(run: Run, store: Store, folder: Path, taught_by: dict[str, Any] | Non
     Args:
         taught_by: the teacher's record.
     """
+    for left in (folder, folder / 'mmengine', folder / FEATURES):
+        remove_halves(left)
     report = ProgressReport(folder, run.id)
     with _failure_told(run, folder, report):
         files = run.find_files(store.means.sources)

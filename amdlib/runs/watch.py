@@ -84,7 +84,8 @@ class BedWatch(Hook):
         for handle in self._listening:
             handle.remove()
         self._listening, self.steps = [], runner.iter + 1
-        if not math.isfinite(loss := float((outputs or {}).get('loss', 0.0))):  # a Distiller names the term before
+        loss = float(outputs['loss'].detach()) if outputs and 'loss' in outputs else 0.0
+        if not math.isfinite(loss):     # a Distiller names the term before
             raise RunError(f'the loss is not finite ({loss:g}) at step {self.steps}')
         self._count_clipping(runner)
         logged = {name: float(value) for name, value in (outputs or {}).items() if _is_told(name)}
