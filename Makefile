@@ -133,7 +133,7 @@ bed: $(SETUP)  ## whether the test bed can tell methods apart: what must hold, s
 calibrate: $(SETUP)  ## choose one factor on each method's weights, on validation pictures (GROUP, ARM, METHODS)
 	@$(AMDLIB) calibrate $(WHERE) $(call opt,GROUP,--group) $(call opt,ARM,--arm) $(call opt,METHODS,--methods) $(call opt,SEEDS,--seeds) $(SET) $(MEANS) $(call flag,FORCE,--force)
 
-plan: $(SETUP)  ## train what docs/plan.md asks for, in the order of its value, and judge it (mini: 13 hours on one core)
+plan: $(SETUP)  ## train what docs/plan.md asks for, in the order of its value, and judge it (mini: 90 runs of four to five minutes a core)
 	@$(AMDLIB) plan $(WHERE) $(call opt,GROUP,--group) $(SET) $(MEANS)
 
 compare: $(SETUP)  ## set the results folders A and B side by side, such as of two machines
