@@ -10,7 +10,6 @@ from amdlib.cli import arguments as read
 from amdlib.cli.arguments import FORCE, JOBS, MEANS, OF_TARGETS, SEED, SEEDS, SETTINGS, WHERE, Words, arg
 from amdlib.cli.parsing import command
 from amdlib.errors import SettingError
-from amdlib.files import ROOT
 from amdlib.words import log
 
 if TYPE_CHECKING:
@@ -110,6 +109,7 @@ def report(given: Words) -> None:
 @command(arg('words', nargs='*', metavar='ARGS', help="after `--`: jupyter lab's own, such as -- --port 8889"))
 def lab(given: Words) -> None:
     """Open the notebooks in JupyterLab."""
+    from amdlib.files import ROOT
     words = [sys.executable, '-m', 'jupyterlab', '--notebook-dir', str(ROOT / 'notebooks')]
     if os.geteuid() == 0:
         log.info('you are root: JupyterLab is started with --allow-root')

@@ -12,6 +12,7 @@ from amdlib.datasets import ShapesSpec, prepare
 from amdlib.files import ROOT
 from amdlib.paper.printed import paper_value
 from amdlib.paper.tables import TABLES
+from amdlib.runs import evidence, train
 from amdlib.runs.store import read_scalars
 from amdlib.runs.targets import TARGETS, find_targets
 from amdlib.show import intervals
@@ -146,7 +147,8 @@ def test_everything_of_a_group_is_one_batch_and_every_output_is_there(everything
     for stem in ('table1', 'table2', 'table5', 'fig4'):
         assert 'What this can and cannot show' in (folder / f'{stem}.md').read_text(), stem
     assert not list(folder.rglob('*.failed.ipynb'))
-    assert not [path for path in folder.rglob('.*') if not path.name.startswith(intervals.KEPT.removesuffix('json'))]
+    known = (intervals.KEPT, intervals.KEPT.replace('json', 'lock'), evidence.REMEMBERED, train.LOCK, '.features.lock')
+    assert {path.name for path in folder.rglob('.*')} <= set(known)
 
 
 def test_an_ablation_and_a_sweep_tell_what_their_runs_are(everything, folder):

@@ -13,9 +13,10 @@ import pytest
 
 from amdlib.datasets import prepare
 from amdlib.errors import DataError, RunError, SettingError
-from amdlib.files import ROOT, write_json
+from amdlib.files import ROOT, read_json, write_json
 from amdlib.paper.profiles import DRY_RUN
 from amdlib.paper.rows import ROWS
+from amdlib.runs import evidence
 from amdlib.runs.config import config
 from amdlib.runs.run import Run, table_runs, with_teachers
 from amdlib.runs.store import Store
@@ -176,6 +177,8 @@ def test_a_row_that_differs_after_reading_fails(dry):
 
     def check(message, changed=detections, logged=scalars):
         write_json(folder / 'detections.json.gz', changed)
+        record = read_json(folder / 'record.json')      # its files are those that it speaks of
+        write_json(folder / 'record.json', {**record, **evidence.of(folder, record['numbers'])})
         (folder / 'scalars.jsonl').write_text(logged)
         with pytest.raises(RunError, match=message):
             check_run(run, dry)

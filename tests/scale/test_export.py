@@ -214,7 +214,10 @@ def test_a_stale_run_is_exported_only_when_asked_for_and_its_card_says_so(finish
 
 def test_a_student_whose_teacher_was_trained_anew_is_stale(finish, exported):
     finish('retinanet-amd')
-    finish('retinanet-teacher', weights_sha256='1' * 64)
+    folder = finish('retinanet-teacher')
+    write_weights(folder / 'weights.pth', {'another': torch.ones(1)}, {})
+    record = read_json(folder / 'record.json')
+    write_json(folder / 'record.json', {**record, 'weights_sha256': sha256(folder / 'weights.pth')})
     with pytest.raises(RunError, match='its teacher was trained anew'):
         exported('retinanet-amd-s0')
 
