@@ -69,23 +69,28 @@ def read_json(path: str | Path):
 
 
 @contextlib.contextmanager
-def locked(path: str | Path, waiting: str) -> Iterator[None]:
-    """Hold the lock file `path` while the block runs; the system frees the lock of a process that was killed.
+def locked(path: str | Path, waiting: str, refused: Exception | None = None) -> Iterator[bool]:
+    """Hold the lock file `path` while the block runs; the system frees the lock of a process that was killed. Gives
+    whether another process had it.
 
     Args:
         waiting: what is logged where another process holds it.
+        refused: raised then, instead of waiting.
     Errors: OSError where the folder cannot be written.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path)
+    lock, waited = FileLock(path), False
     try:
         lock.acquire(timeout=0)
     except Timeout:
+        if refused:
+            raise refused from None
         log.info(waiting)
         lock.acquire()
+        waited = True
     try:
-        yield
+        yield waited
     finally:
         lock.release()
 

@@ -35,6 +35,11 @@ class Own(LevelLoss):
     def weighted_loss(self, f_s, f_t, boxes, image_shapes):
         return self.weight * (f_s - f_t).pow(2).sum()
 """
+# what may lie where JSON of the kit's is expected
+BAD = {'empty': b'', 'binary': bytes(range(256)), 'half': b'{"numbers": ', 'null': b'null', 'number': b'3',
+       'text': b'"done"', 'list': b'[{}]', 'empty object': b'{}', 'nested': b'[' * 100000,
+       'not utf-8': b'{"a": "\xff"}',
+       'numbers a text': b'{"numbers": "x", "versions": 3, "data": [], "files": 0}', 'digits': b'9' * 5000}
 
 torch.set_num_threads(1)
 

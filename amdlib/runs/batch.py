@@ -204,9 +204,7 @@ class _Batch:
 
 def _steps(run: Run, images: int) -> int:
     """How many a run makes; none where its detector is given and only evaluated."""
-    if run.row.name == 'untrained' or 'checkpoint' in {**run.recipe.files(), **run.published_files()}:
-        return 0
-    return run.epochs * math.ceil(images / run.batch_size)
+    return run.epochs * math.ceil(images / run.batch_size) if run.trains else 0
 
 
 def _free_port() -> int:

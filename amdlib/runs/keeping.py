@@ -6,11 +6,10 @@ from which numbers and intervals follow. No weights: a run is repeated by its co
 from __future__ import annotations
 
 import shutil
-from pathlib import Path
 
 from amdlib.files import read_json, whole, write_json
-from amdlib.runs.run import Run, table_runs, with_teachers
-from amdlib.runs.store import DETECTIONS, KEPT, KEPT_DETECTIONS, KEPT_SCALARS, RECORD, Store
+from amdlib.runs.run import Run, table_runs
+from amdlib.runs.store import DETECTIONS, KEPT, KEPT_DETECTIONS, KEPT_SCALARS, RECORD, Store, record_files
 from amdlib.words import log, plural
 
 MOST_MB = 25    # of all that is kept
@@ -18,15 +17,13 @@ MOST_MB = 25    # of all that is kept
 
 def keep(store: Store) -> list[Run]:
     """Keep the records of all runs that are done; drop kept ones that no longer count. Returns the runs kept now."""
-    found = [run for file in store.record_files() if (run := _run_of(file, store)) and store.state(run).name == 'done']
-    # a run's record counts where its teacher's does: teachers come first
-    kept = [run for run in with_teachers(found) if run in found]
-    with_detections = with_teachers(table_runs('table1', store.profile))
+    kept = [run for file in store.record_files() if (run := store.run_of(file)) and store.state(run).name == 'done']
+    with_detections = table_runs('table1', store.profile)
     for run in kept:
         _keep(run, store, run in with_detections)
     reading, dropped = store.with_kept(), []
-    for file in sorted((store.folder / KEPT).glob(f'*/{RECORD}')):
-        run = _run_of(file, store)
+    for file in record_files(store.folder / KEPT).values():
+        run = store.run_of(file)
         if run is None or reading.state(run).name != 'done':
             shutil.rmtree(file.parent)
             dropped.append(file.parent.name)
@@ -38,27 +35,19 @@ def keep(store: Store) -> list[Run]:
     return kept
 
 
-def _run_of(file: Path, store: Store) -> Run | None:
-    """The run that a record is of; None for one of another format, or with settings that name files."""
-    try:
-        record = read_json(file)
-        run = Run.of(record['row'], store.profile, record['seed'], record['settings'])
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return run if run.id == file.parent.name else None
-
-
 def _keep(run: Run, store: Store, detections: bool) -> None:
-    own, folder = store.run_folder(run), store.kept_folder(run)
+    own, folder, files = store.run_folder(run), store.kept_folder(run), {RECORD}
     folder.mkdir(parents=True, exist_ok=True)
     with whole(folder / RECORD) as beside:
         shutil.copyfile(own / RECORD, beside)
     logged = store.scalars(run)
     if len(logged):
+        files.add(KEPT_SCALARS)
         with whole(folder / KEPT_SCALARS) as beside:
             logged.to_csv(beside, index=False, float_format='%.5g', compression={'method': 'gzip', 'mtime': 0})
     if detections:
+        files.add(KEPT_DETECTIONS)
         write_json(folder / KEPT_DETECTIONS, read_json(own / DETECTIONS))
-    for file in set(folder.iterdir()) - {folder / name for name in (
-            RECORD, *([KEPT_SCALARS] if len(logged) else []), *([KEPT_DETECTIONS] if detections else []))}:
-        file.unlink()   # of an older record
+    for file in folder.iterdir():
+        if file.name not in files:
+            file.unlink()   # of an older record

@@ -1,16 +1,16 @@
 """The runs that docs/plan.md asks for (`paper.planned`), in the order of their value."""
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from amdlib.paper.pairs import find_group
 from amdlib.paper.planned import GROUP, PLANNED, Planned
-from amdlib.paper.rows import find_row
+from amdlib.paper.rows import Row, find_row
+from amdlib.runs import calibrate
 from amdlib.runs.batch import run_missing
-from amdlib.runs.calibrate import calibrate, factors
-from amdlib.runs.recipe import own_settings
-from amdlib.runs.run import Run, arm_settings
+from amdlib.runs.calibrate import with_factors
+from amdlib.runs.run import Run, table_run
 from amdlib.runs.store import Store
 
 
@@ -21,16 +21,11 @@ def planned_runs(one: Planned, store: Store, group: str = GROUP,
     Args:
         settings: of every run.
     """
-    chosen, runs = factors(store, group, one.arm) if one.calibrated else {}, []
-    for name in (one.row, one.over):
-        row = find_row(f'{group}-{name}')
-        own = {**own_settings(row, settings or {}), **arm_settings(row, store.profile, one.arm)}
-        if one.calibrated and row.method:
-            if row.method not in chosen:    # AMD's holds for its controls too
-                return []
-            own['factor'] = chosen[row.method]
-        runs += [Run.of(row, store.profile, seed, own) for seed in one.all_seeds]
-    return runs
+    rows = [find_row(f'{group}-{name}') for name in (one.row, one.over)]
+    runs = [table_run(row, store.profile, seed, settings, one.arm) for row in rows for seed in one.all_seeds]
+    if not one.calibrated:
+        return runs
+    return with_factors(runs, store) if _methods(rows) <= calibrate.factors(store, group, one.arm).keys() else []
 
 
 def all_runs(store: Store, group: str = GROUP, settings: Mapping[str, Any] | None = None) -> list[Run]:
@@ -52,8 +47,12 @@ def train_plan(store: Store, group: str = GROUP, settings: Mapping[str, Any] | N
     """
     find_group(group)
     for arm in dict.fromkeys(one.arm for one in PLANNED if one.calibrated):
-        needed = {method for one in PLANNED if one.calibrated and one.arm == arm for name in (one.row, one.over)
-                  if (method := find_row(f'{group}-{name}').method)}
-        if missing := sorted(needed - factors(store, group, arm).keys()):
-            calibrate(store, [group], arm, missing, settings=settings)
+        needed = _methods(find_row(f'{group}-{name}') for one in PLANNED if one.calibrated and one.arm == arm
+                          for name in (one.row, one.over))
+        if missing := sorted(needed - calibrate.factors(store, group, arm).keys()):
+            calibrate.calibrate(store, [group], arm, missing, settings=settings)
     run_missing(all_runs(store, group, settings), store)
+
+
+def _methods(rows: Iterable[Row]) -> set[str]:
+    return {row.method for row in rows if row.method}

@@ -99,6 +99,11 @@ class Run:
         return ('neck', 'bbox_head') if self.row.method and wanted and group.one_stage else ()
 
     @property
+    def trains(self) -> bool:
+        """Whether there is anything to train: not where a detector is given, or left with random weights."""
+        return self.row.name != 'untrained' and 'checkpoint' not in {**self.recipe.files(), **self.published_files()}
+
+    @property
     def arm(self) -> str:
         """How it starts: 'alone', or 'inherit'."""
         return 'inherit' if self.inherits else 'alone'

@@ -80,19 +80,20 @@ class Store:
         Args:
             folder: of the run, where it is not the usual one.
         """
-        found = self._state_in(run, folder or self.run_folder(run))
-        if found.name != 'done' and folder is None and self.kept and (self.kept_folder(run) / RECORD).is_file():
-            kept = self._state_in(run, self.kept_folder(run), whole=False)
-            if kept.name == 'done':
-                return replace(kept, note=', '.join(filter(None, [MADE_ELSEWHERE, kept.note])))
-        return found
+        return self._state_in(run, folder) if folder else self._found(run)[1]
 
     def home(self, run: Run) -> Path:
-        """The folder that a run is read from: its own, or that of its kept record."""
+        """The folder that a run is read from: its own, or that of its kept record where that counts and it does not."""
+        return self._found(run)[0]
+
+    def _found(self, run: Run) -> tuple[Path, State]:
         own, kept = self.run_folder(run), self.kept_folder(run)
-        if not self.kept or not (kept / RECORD).is_file() or self._state_in(run, own).name == 'done':
-            return own
-        return kept
+        found = self._state_in(run, own)
+        if found.name != 'done' and self.kept and (kept / RECORD).is_file():
+            elsewhere = self._state_in(run, kept, whole=False)
+            if elsewhere.name == 'done':
+                return kept, replace(elsewhere, note=', '.join(filter(None, [MADE_ELSEWHERE, elsewhere.note])))
+        return own, found
 
     def _state_in(self, run: Run, folder: Path, whole: bool = True) -> State:
         """`state` from one folder; `whole`: weights and detections are to be there."""
@@ -157,7 +158,11 @@ class Store:
 
     def reported(self, run: Run) -> Path:
         """Annotations of the split on which a run is evaluated."""
-        return self.dataset.test_ann if run.recipe.split == 'test' else self.dataset.val_ann
+        return self.annotations(run.recipe.split)
+
+    def annotations(self, split: str) -> Path:
+        """Annotations of 'test' or 'val'."""
+        return self.dataset.test_ann if split == 'test' else self.dataset.val_ann
 
     def weights(self, run: Run) -> Path:
         """The file with a run's plain detector."""
@@ -194,9 +199,18 @@ class Store:
         Args:
             pattern: of a run's id, such as 'retinanet-*'.
         """
-        own = {file.parent.name: file for file in (self.folder / 'runs').glob(f'{pattern}/{RECORD}')}
-        kept = {file.parent.name: file for file in (self.folder / KEPT).glob(f'{pattern}/{RECORD}')}
-        return [file for _, file in sorted({**(kept if self.kept else {}), **own}.items())]
+        kept = record_files(self.folder / KEPT, pattern) if self.kept else {}
+        return [file for _, file in sorted({**kept, **record_files(self.folder / 'runs', pattern)}.items())]
+
+    def run_of(self, file: Path) -> Run | None:
+        """The run of a record; None for a record of another format, of a row or setting that is none by now, or whose
+        settings name files (it does not say where those lie)."""
+        try:
+            record = read_json(file)
+            run = Run.of(record['row'], self.profile, record['seed'], record['settings'])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return run if run.id == file.parent.name else None
 
     def with_kept(self, kept: bool = True) -> Store:
         """The same store, for reading: kept records count where a run is not done here."""
@@ -248,6 +262,11 @@ def line_of(run: Run, record: Mapping[str, Any], note: str = '') -> dict[str, An
             'data': record['data']['fingerprint'], 'commit': record['code']['commit'],
             'clean': record['code']['clean'], 'train_s': record['train_s'], 'device': record['device'],
             'machine': told_machine(record), 'note': note}
+
+
+def record_files(folder: Path, pattern: str = '*') -> dict[str, Path]:
+    """The records of a folder of runs, by the run's id, in its order."""
+    return {file.parent.name: file for file in sorted(folder.glob(f'{pattern}/{RECORD}'))}
 
 
 def read_scalars(folder: Path) -> pd.DataFrame:

@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from mmengine.config import Config
 
 from amdlib import methods
@@ -181,23 +180,14 @@ def portable(value: Any) -> Any:
 def _alone(run: Run, folder: Path, wait: bool) -> Iterator[bool]:
     """Hold a run's folder while the block runs, so that no two processes remove each other's files; the system frees it
     when this process ends, however that comes. Gives whether another process had it. Errors: RunError, see `train`."""
-    lock, waited = FileLock(folder / LOCK), False
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        pid = training_process(folder)
-        told = f'process {pid}' if pid else 'another process'
-        if not wait:
-            raise RunError(f'{run.id}: {told} is training it in {folder}') from None
-        log.info(f'{run.id}: waiting for {told}, which trains it')
-        lock.acquire()
-        waited = True
-    try:
+    def refused(pid: int | None) -> RunError:
+        return RunError(f'{run.id}: {f"process {pid}" if pid else "another process"} is training it in {folder}')
+    pid = training_process(folder)
+    told = f'{run.id}: waiting for {f"process {pid}" if pid else "another process"}, which trains it'
+    with locked(folder / LOCK, told, None if wait else refused(pid)) as waited:
         if (pid := training_process(folder)) not in (None, os.getpid()):    # an earlier failure of this one is over
-            raise RunError(f'{run.id}: process {pid} is training it in {folder}')
+            raise refused(pid)
         yield waited
-    finally:
-        lock.release()
 
 
 def _check_words(store: Store, force: bool, resume: bool, cfg_options: dict | None, work_dir: Path | None) -> None:

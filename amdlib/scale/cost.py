@@ -38,7 +38,7 @@ from amdlib.runs.device import check_it_fits
 from amdlib.runs.fingerprints import commit
 from amdlib.runs.recipe import FILES
 from amdlib.runs.run import Run, table_run
-from amdlib.runs.store import RECORD, Store
+from amdlib.runs.store import Store, record_files
 from amdlib.words import log, number, plural, timestamp
 
 # images of train2017 that mmdet trains on: 118287 less those without an annotation (filter_empty_gt)
@@ -68,7 +68,7 @@ def table(rows: Iterable[Row], store: Store, settings: Mapping[str, Any] | None 
     lines = []
     for row in rows:
         run = table_run(row, store.profile, settings=settings)
-        steps = 0 if is_published(run) else steps_of(run, images)
+        steps = steps_of(run, images) if run.trains else 0
         known = {**measured.get(_key(run), {}), **of_records.get(_key(run), {})}    # by device; records come first
         for device, found in (known or {'': {}}).items():
             s_per_step = found.get('s_per_step', math.nan)
@@ -87,11 +87,6 @@ def table(rows: Iterable[Row], store: Store, settings: Mapping[str, Any] | None 
 def steps_of(run: Run, images: int) -> int:
     """Steps of a whole run; a step takes batch size x GPUs images, an epoch's last step what is left."""
     return run.epochs * math.ceil(math.ceil(images / run.recipe.gpus) / run.batch_size)
-
-
-def is_published(run: Run) -> bool:
-    """Whether a run takes published or shipped weights, or none, and so trains nothing."""
-    return run.row.name == 'untrained' or 'checkpoint' in {**run.recipe.files(), **run.published_files()}
 
 
 def trained_images(dataset: Dataset) -> int:
@@ -119,7 +114,7 @@ def _records(store: Store) -> dict[tuple[str, str], dict[str, dict[str, Any]]]:
     """Seconds a step by row and recipe, then by device, from the records of the profile's runs."""
     folder = store.results / store.profile.name / 'coco' if store.dataset is None else store.folder
     runs: dict[tuple[str, str], dict[str, list]] = {}
-    for file in sorted((folder / 'runs').glob(f'*/{RECORD}')):
+    for file in record_files(folder / 'runs').values():
         record = read_json(file)
         if record['profile'] == store.profile.name and record['steps']:
             key = record['row'], _text(record['settings'])
@@ -205,7 +200,7 @@ def measure(rows: Iterable[Row], store: Store, settings: Mapping[str, Any] | Non
         run = table_run(row, store.profile, settings=settings)
         if run.recipe.gpus > 1:
             raise RunError(f'{run.id}: one GPU is measured at a time; leave gpus away')
-        if is_published(run):
+        if not run.trains:
             continue
         if store.dataset is not None:
             check_it_fits(run, len(coco_images(store.dataset.train_ann)), store.dataset.name)

@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 
 from amdlib.errors import SettingError
-from amdlib.files import read_json
 from amdlib.paper.pairs import find_group
 from amdlib.paper.rows import find_row
 from amdlib.runs.calibrate import FIRST_SEED
@@ -53,15 +52,13 @@ class Bed:
         """Runs of the group with a record that counts, and those whose record does not, why in brackets."""
         done, other = [], []
         for file in self.store.record_files(f'{self.group.name}-*'):
-            try:
-                record = read_json(file)
-                run = Run.of(record['row'], self.store.profile, record['seed'], record['settings'])
-            except (OSError, ValueError, KeyError, TypeError):      # of another format, or of a file that is not here
+            run = self.store.run_of(file)
+            if run is None:
                 other.append(f'{file.parent.name} (not one of the rows and settings of now)')
                 continue
             state = self.store.state(run)
-            if run.id == file.parent.name and state.name == 'done':
-                done.append((run, record))
+            if state.name == 'done':
+                done.append((run, state.record))
             else:
                 other.append(f'{file.parent.name} ({state.name})')
         return done, other

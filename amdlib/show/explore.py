@@ -12,11 +12,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from amdlib.files import read_json
 from amdlib.methods.amd import AMDLoss, keep_mask, spatial_attention
 from amdlib.paper.rows import ROWS
 from amdlib.runs.run import Run
-from amdlib.runs.store import RECORD, Store
+from amdlib.runs.store import Store
 from amdlib.show import features, pictures
 from amdlib.show.charts import distillation_terms
 from amdlib.show.coverage import mask_coverage
@@ -126,15 +125,7 @@ def done_runs(store: Store) -> list[Run]:
 
     Left out are losses of the user's and runs with weight files of their own: a record does not say where those lie.
     """
-    found = []
-    for path in sorted(store.folder.glob(f'runs/*/{RECORD}')):
-        try:
-            record = read_json(path)
-            run = Run.of(record['row'], store.profile, record['seed'], record['settings'])
-        except (OSError, ValueError, KeyError, TypeError):      # also rows and records of other versions
-            continue
-        if store.state(run).name == 'done':
-            found.append(run)
+    found = [run for file in store.record_files() if (run := store.run_of(file)) and store.state(run).name == 'done']
     order = list(ROWS)
     return sorted(found, key=lambda run: (not run.row.is_teacher, order.index(run.row.id), run.id))
 

@@ -19,10 +19,10 @@ import pandas as pd
 from amdlib.datasets import checks
 from amdlib.errors import RunError
 from amdlib.files import read_json, sha256
-from amdlib.paper.tables import TABLES, find_table
+from amdlib.paper.tables import TABLES, find_table, table_numbered
 from amdlib.runs import calibrate, evidence
 from amdlib.runs.run import Run
-from amdlib.runs.store import DETECTIONS, KEPT, KEPT_DETECTIONS, RECORD, WEIGHTS, Store, line_of
+from amdlib.runs.store import DETECTIONS, KEPT, KEPT_DETECTIONS, WEIGHTS, Store, line_of, record_files
 from amdlib.show import tables
 from amdlib.show.significance import Plan
 from amdlib.show.stats import Matches, paired
@@ -60,10 +60,11 @@ def verify(store: Store, runs: Iterable[str] = (), names: Iterable[str] = (), co
     """
     folder, every = store.folder, {}
     for place in (KEPT, *([] if committed else ['runs'])):      # a run that lies here counts, not its kept record
-        every |= {file.parent.name: file for file in (folder / place).glob(f'*/{RECORD}')}
+        every |= record_files(folder / place)
     records = {run: _record(file) for run, file in every.items()}
-    csvs = {name: [folder / f'{stem}.csv' for stem in (name, *(f'{name}_{variant}' for variant in tables.VARIANTS))
-                   if (folder / f'{stem}.csv').is_file()] for name in map(_table_name, names or TABLES)}
+    csvs = {find_table(name).name: [
+        file for stem in (name, *(f'{name}_{variant}' for variant in tables.VARIANTS))
+        if (file := folder / f'{stem}.csv').is_file()] for name in names or TABLES}
     wanted = list(runs)
     for name in names:
         if not csvs[name]:
@@ -72,8 +73,7 @@ def verify(store: Store, runs: Iterable[str] = (), names: Iterable[str] = (), co
     if unknown := [run for run in runs if run not in every]:
         raise RunError(f'{unknown[0]}: no record in {folder}; here are {some(sorted(every)) or "none"}')
     chosen = list(dict.fromkeys(wanted)) if wanted or names else sorted(every)
-    data = _data(store)
-    found = [data, *_runs([run for run in chosen if run in every], every, records, store, jobs)]
+    found = [_data(store), *_runs([run for run in chosen if run in every], every, records, store, jobs)]
     if names or not runs:
         found += [finding for files in csvs.values() for file in files for finding in _table(file, records, store)]
     if not names and not runs:
@@ -99,10 +99,6 @@ def told(findings: Iterable[Finding]) -> str:
               for state in (RECOMPUTED, NOT_HERE, DISAGREES)}
     return (f'{counts[RECOMPUTED]} recomputed, {counts[NOT_HERE]} not: their evidence is not here, '
             f'{counts[DISAGREES]} disagree')
-
-
-def _table_name(name: str) -> str:
-    return find_table(name).name
 
 
 def _record(file: Path) -> dict[str, Any] | str:
@@ -156,8 +152,7 @@ def _detections_of(folder: Path) -> Path | None:
 
 def _reported(record: Mapping[str, Any], store: Store) -> Path:
     """Annotations of the split that a record is of."""
-    on_val = record.get('settings', {}).get('split') == 'val' and store.dataset.val_ann
-    return store.dataset.val_ann if on_val else store.dataset.test_ann
+    return store.annotations(record.get('settings', {}).get('split', 'test'))
 
 
 def _numbers(words: tuple[str, str]) -> dict[str, float | None] | str:
@@ -219,7 +214,7 @@ def _table(file: Path, records: Mapping[str, Any], store: Store) -> Iterator[Fin
     """A table's values, spreads, differences and their intervals, from the records of its runs; intervals over images
     (of lines of one seed) from their detections."""
     name, cells = file.name, pd.read_csv(file, dtype={'runs': str})
-    table = next(table for table in TABLES.values() if table.number == str(cells.table.iloc[0]))
+    table = table_numbered(cells.table.iloc[0])
     runs = list(dict.fromkeys(run for text in cells.runs for run in text.split()))
     if bad := [run for run in runs if not isinstance(records.get(run), dict)]:
         yield Finding(name, 'numbers', NOT_HERE, f'records of {some(bad)}', len(cells))
@@ -227,28 +222,22 @@ def _table(file: Path, records: Mapping[str, Any], store: Store) -> Iterator[Fin
     lines = [line_of(Run.of(records[run]['row'], store.profile, records[run]['seed'], records[run]['settings']),
                      records[run]) for run in runs]
     again = tables.tidy(table, pd.DataFrame(lines)).set_index(['group', 'row', 'metric'])
-    on_images, same = _OnImages(records, store), 0
+    on_images, found = _OnImages(records, store), []
     for cell in cells.itertuples():
         now = again.loc[(cell.group, cell.row, cell.metric)]
-        fields = ['ours', 'sd', 'difference', *(['low', 'high'] if now.question == 'B' else [])]
-        wrong = [field for field in fields if _differ(getattr(cell, field), now[field])]
-        same += len(fields) - len(wrong)
-        for field in wrong:
-            yield Finding(name, f'{cell.group} {cell.row} {cell.metric} {field}', DISAGREES,
-                          f'{getattr(cell, field)} here, by the records {now[field]}')
+        where = f'{cell.group} {cell.row} {cell.metric}'
+        for field in ('ours', 'sd', 'difference', *(['low', 'high'] if now.question == 'B' else [])):
+            found.append(_compared(name, f'{where} {field}', getattr(cell, field), now[field]))
         if now.question == 'B' or pd.isna(cell.low):
             continue
         over = again.loc[(cell.group, cell.reference, cell.metric)].runs
         if (drawn := on_images.pair(cell.runs, over)) is None:
-            yield Finding(f'{name} {cell.group} {cell.row} {cell.metric}', 'interval', NOT_HERE, 'detections')
+            yield Finding(f'{name} {where}', 'interval', NOT_HERE, 'detections')
             continue
         for field, value in drawn.loc[cell.metric, ['low', 'high']].items():
-            if _differ(getattr(cell, field), value):
-                yield Finding(name, f'{cell.group} {cell.row} {cell.metric} {field}', DISAGREES,
-                              f'{getattr(cell, field)} here, by the detections {value}')
-            else:
-                same += 1
-    yield Finding(name, 'numbers', RECOMPUTED, count=same)
+            found.append(_compared(name, f'{where} {field}', getattr(cell, field), value, 'detections'))
+    yield from (one for one in found if one.state == DISAGREES)
+    yield Finding(name, 'numbers', RECOMPUTED, count=sum(one.state == RECOMPUTED for one in found))
 
 
 class _OnImages:
@@ -279,10 +268,12 @@ class _OnImages:
         return self.matches[run]
 
 
-def _differ(one: float, other: float) -> bool:
-    if pd.isna(one) or pd.isna(other):
-        return pd.isna(one) != pd.isna(other)
-    return abs(one - other) > 0.51 * 10 ** -DECIMALS
+def _compared(file: str, field: str, claimed: float, now: float, by: str = 'records') -> Finding:
+    """A number of a csv beside what the records, or the detections, make of it by now."""
+    none = pd.isna(claimed), pd.isna(now)
+    same = all(none) or not any(none) and abs(claimed - now) <= 0.51 * 10 ** -DECIMALS
+    return Finding(file, field, RECOMPUTED) if same else Finding(
+        file, field, DISAGREES, f'{claimed} here, by the {by} {now}')
 
 
 def _calibration(store: Store, records: Mapping[str, Any]) -> Iterator[Finding]:
@@ -297,8 +288,7 @@ def _calibration(store: Store, records: Mapping[str, Any]) -> Iterator[Finding]:
                 yield Finding(f'{calibrate.FILE} {field}', 'val_map', NOT_HERE, 'records of its runs')
                 continue
             now = sum(record['numbers']['mAP'] or 0.0 for record in behind) / len(behind)
-            yield Finding(calibrate.FILE, field, RECOMPUTED) if not _differ(now, line.val_map) else Finding(
-                calibrate.FILE, field, DISAGREES, f'{line.val_map} here, by the records {now}')
+            yield _compared(calibrate.FILE, field, line.val_map, now)
 
 
 def _sweep(store: Store, records: Mapping[str, Any]) -> Iterator[Finding]:
@@ -313,9 +303,7 @@ def _sweep(store: Store, records: Mapping[str, Any]) -> Iterator[Finding]:
             continue
         values = pd.Series([record['numbers'][cell.metric] for record in behind], dtype=float)
         for name, now in (('ours', values.mean()), ('sd', values.std())):
-            told = getattr(cell, name)
-            yield Finding(file.name, f'{field} {name}', RECOMPUTED) if not _differ(told, now) else Finding(
-                file.name, f'{field} {name}', DISAGREES, f'{told} here, by the records {now}')
+            yield _compared(file.name, f'{field} {name}', getattr(cell, name), now)
 
 
 def _planned(store: Store) -> Iterator[Finding]:
@@ -339,7 +327,5 @@ def _planned(store: Store) -> Iterator[Finding]:
             yield Finding(f'{of.name} {name}', 'numbers', NOT_HERE, 'all its records, of code as it is now'
                           if of == file else 'all its detections', len(fields))
             continue
-        wrong = [field for field in fields if _differ(line[field], now[field])]
-        yield Finding(of.name, name, RECOMPUTED, count=len(fields) - len(wrong))
-        for field in wrong:
-            yield Finding(of.name, f'{name} {field}', DISAGREES, f'{line[field]} here, by the records {now[field]}')
+        for field in fields:
+            yield _compared(of.name, f'{name} {field}', line[field], now[field])

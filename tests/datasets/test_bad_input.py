@@ -165,17 +165,22 @@ COCO = {
         'more than one file for train'),
 }
 
+def assert_refused(root, case):
+    """Once spoilt it is refused in these words, and nothing is changed or left half-written."""
+    spoil, told = case
+    spoil(root)
+    cache, before, content = root.parent / 'cache', sorted(root.rglob('*')), files_below(root)
+    message = problems_of(prepare, 'folder', root, cache)
+    assert told in message, message
+    assert message.count('\n') <= 20
+    assert sorted(root.rglob('*')) == before
+    assert files_below(root) == content
+    assert [path.name for path in cache.glob('*')] in ([f'.{root.name}.lock'], [])
+
+
 @pytest.mark.parametrize('case', COCO)
 def test_a_fault_of_a_data_set_in_coco_layout(tmp_path, case):
-    spoil, told = COCO[case]
-    root = make_coco(tmp_path / 'pets')
-    spoil(root)
-    before = sorted(path for path in root.rglob('*'))
-    message = problems_of(prepare, 'folder', root, tmp_path / 'cache')
-    assert told in message, message
-    assert '\n' not in message or message.count('\n') <= 20
-    assert sorted(path for path in root.rglob('*')) == before
-    assert [path.name for path in (tmp_path / 'cache').glob('*')] in (['.pets.lock'], [])      # nothing half-written
+    assert_refused(make_coco(tmp_path / 'pets'), COCO[case])
 
 
 def xml(content):
@@ -208,14 +213,7 @@ VOC = {
 
 @pytest.mark.parametrize('case', VOC)
 def test_a_fault_of_a_data_set_in_voc_layout(tmp_path, case):
-    spoil, told = VOC[case]
-    root = make_voc(tmp_path / 'cells')
-    spoil(root)
-    before = files_below(root)
-    message = problems_of(prepare, 'folder', root, tmp_path / 'cache')
-    assert told in message, message
-    assert files_below(root) == before
-    assert [path.name for path in (tmp_path / 'cache').glob('*')] in (['.cells.lock'], [])
+    assert_refused(make_voc(tmp_path / 'cells'), VOC[case])
 
 
 def test_what_is_odd_but_whole_is_taken(tmp_path):

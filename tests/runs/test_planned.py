@@ -5,7 +5,7 @@ import pytest
 
 from amdlib.errors import SettingError
 from amdlib.paper.planned import PLANNED
-from amdlib.runs import planned
+from amdlib.runs import calibrate, planned
 from amdlib.runs.planned import all_runs, planned_runs, train_plan
 
 
@@ -19,7 +19,7 @@ def store(store):
 def chosen(monkeypatch):
     """Factors by method, as if they had been chosen."""
     factors = {}
-    monkeypatch.setattr(planned, 'factors', lambda store, group, arm: dict(factors))
+    monkeypatch.setattr(calibrate, 'factors', lambda store, group, arm: dict(factors))
     return factors
 
 
@@ -59,10 +59,10 @@ def test_factors_that_are_missing_are_chosen_before_anything_is_trained(store, c
     chosen |= known
     happened = []
 
-    def calibrate(store, groups, arm, methods, settings):
+    def choose(store, groups, arm, methods, settings):
         happened.append((groups, arm, methods, settings))
         chosen.update(dict.fromkeys(methods, 0.3))
-    monkeypatch.setattr(planned, 'calibrate', calibrate)
+    monkeypatch.setattr(calibrate, 'calibrate', choose)
     monkeypatch.setattr(planned, 'run_missing', lambda runs, store: happened.append(runs))
     train_plan(store, 'reppoints', {'epochs': 2})
     *calibrated, trained = happened

@@ -19,6 +19,7 @@ from amdlib.runs.progress import FILE as PROGRESS
 from amdlib.runs.recipe import Means
 from amdlib.runs.run import Run
 from amdlib.runs.store import State, Store, open_store, read_scalars, told_machine
+from tests.conftest import BAD
 
 from .conftest import MINE, NUMBERS
 
@@ -179,12 +180,6 @@ def test_attested_code_is_the_same_code(store, amd, finish, tmp_path, monkeypatc
     write_json(tmp_path / 'attested.json', [{'fingerprints': {'amd': {
         'old': '0' * 16, 'new': fingerprints.code_fingerprint(amd)}}}])
     assert store.state(amd).name == 'done'
-
-
-BAD = {'empty': b'', 'binary': bytes(range(256)), 'half': b'{"numbers": ', 'null': b'null', 'number': b'3',
-       'text': b'"done"', 'list': b'[{}]', 'empty object': b'{}', 'nested': b'[' * 100000,
-       'not utf-8': b'{"a": "\xff"}',
-       'numbers a text': b'{"numbers": "x", "versions": 3, "data": [], "files": 0}', 'digits': b'9' * 5000}
 
 
 @pytest.mark.parametrize('name', ['record.json', 'progress.json', '.hashes.json'])

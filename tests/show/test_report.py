@@ -22,6 +22,7 @@ from amdlib.runs import fingerprints
 from amdlib.runs.run import table_runs
 from amdlib.runs.store import Store
 from amdlib.show import report, tables
+from tests.conftest import BAD
 
 NOWHERE = Path('nowhere')
 DATASET = Dataset('mini', NOWHERE, NOWHERE, NOWHERE, NOWHERE, ('a',), 'f00d', ('8 images & <more>',))
@@ -409,11 +410,10 @@ def test_numbers_that_no_record_bears_out_are_marked(copy):
     assert f'⚠ {wrong} numbers are not what the record' in index
 
 
-@pytest.mark.parametrize('content', [b'', bytes(range(256)), b'null', b'3', b'[{}]', b'{}', b'[' * 100000,
-                                     b'{"numbers": 3}'])
+@pytest.mark.parametrize('content', BAD)
 def test_one_bad_record_hides_no_other(copy, content):
     place, build = copy
-    (place / 'runs' / 'reppoints-mgd-s1' / 'record.json').write_bytes(content)
+    (place / 'runs' / 'reppoints-mgd-s1' / 'record.json').write_bytes(BAD[content])
     site = build()
     runs = ' '.join(Page(site / 'runs.html').text.split())
     assert 'reppoints-mgd-s1 ⚠ No record: ' in runs

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from amdlib.runs import planned
+from amdlib.runs import calibrate
 from amdlib.runs.run import Run
 from amdlib.runs.store import State, Store
 from amdlib.show import seeds, significance
@@ -57,7 +57,7 @@ def test_results_are_the_primary_alone_and_a_family(filled):
 
 
 def test_arms_are_kept_apart_and_factors_are_runs_of_their_own(filled, monkeypatch):
-    monkeypatch.setattr(planned, 'factors', lambda store, group, arm: {'amd': 0.1, 'mgd': 0.3})
+    monkeypatch.setattr(calibrate, 'factors', lambda store, group, arm: {'amd': 0.1, 'mgd': 0.3})
     plan = Plan(filled({('amd', 'inherit'): (54, 55), ('inherit', 'inherit'): (52, 52),
                         ('amd', 'alone', ('factor', 0.1)): (53, 53.5), ('mgd', 'alone', ('factor', 0.3)): (52, 52)}))
     assert plan.results().set_index('comparison').difference.to_dict() == {
