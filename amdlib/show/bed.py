@@ -86,6 +86,11 @@ class Bed:
         found = self.store.state(run)
         return run, found.record if found.name == 'done' else None
 
+    @property
+    def _teacher_is_here(self) -> bool:
+        """Or its record alone was kept."""
+        return self.store.weights(self.teacher[0]).is_file()
+
     # ---- the tables
 
     @functools.cached_property
@@ -167,7 +172,8 @@ class Bed:
         and AMD's T and phi. None where the teacher, or the scale of its features, is not there yet."""
         run, record = self.teacher
         student = self._run('amd')
-        if record is None or student.reference_rms is not None and not record.get('feature_rms'):
+        if record is None or not self._teacher_is_here or student.reference_rms is not None and not record.get(
+                'feature_rms'):
             return None
         scales = Taught(self.store.weights(run), None, tuple(record.get('feature_rms') or ())).scales(student)
         pictures = features.pictures(self.store, count=MEASURED_ON, group=self.group.name)
@@ -247,6 +253,8 @@ class Bed:
                 'training': (self.training, 'No student is done yet.'),
                 'masked': (self.masked, 'No student with a mask is done yet.'),
                 'lift': (self.lift if self.with_masks else None, 'Not looked at.' if not self.with_masks else
+                         f'Not known here: {run.id} was not made here, its record alone was kept.'
+                         if record and not self._teacher_is_here else
                          "Not known yet: the teacher's record does not hold its features' RMS." if record else
                          f'Not known yet: {run.id} is {self.store.state(run)}.')}
 

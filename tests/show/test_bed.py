@@ -1,9 +1,12 @@
 """show/bed.py: what it says of records by hand, and of what is not there."""
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from amdlib.errors import SettingError
+from amdlib.runs.keeping import keep
 from amdlib.runs.run import Run
 from amdlib.runs.store import Store
 from amdlib.runs.watch import PIECES
@@ -189,6 +192,18 @@ def test_a_teacher_whose_scale_is_not_known_has_no_mask_yet(bed, dataset, tmp_pa
     finish(store, Run.of('retinanet-teacher', bed), numbers={'mAP': 52.0}, feature_rms=[1.0] * 5)
     one, two = Bed(store, 'retinanet').lift, Bed(store, 'retinanet', {'reference': 50.0}).lift
     assert not one.masked_share.equals(two.masked_share)        # T is the same, features are larger
+
+
+def test_kept_records_are_enough_but_for_the_teachers_masks(good):
+    parts = ('checks', 'standing', 'spread', 'training', 'masked')
+    before = {part: getattr(Bed(good, 'retinanet'), part) for part in parts}
+    keep(good)
+    shutil.rmtree(good.folder / 'runs')
+    after = Bed(good.with_kept(), 'retinanet')
+    for part, table in before.items():
+        assert getattr(after, part).equals(table), part
+    assert after.lift is None
+    assert 'Not known here: retinanet-teacher-s0 was not made here, its record alone was kept.' in after.markdown()
 
 
 def test_it_is_written_for_reading_and_for_computing(good):
