@@ -9,6 +9,7 @@ import lzma
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 from filelock import FileLock, Timeout
@@ -104,3 +105,8 @@ def sha256(path: str | Path) -> str:
 def digest(text: str) -> str:
     """16 hex digits of a text's SHA-256."""
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def plain(value: Any) -> Any:
+    """A Config's content as JSON has it."""
+    return json.loads(json.dumps(value))

@@ -7,12 +7,13 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections.abc import Callable
 
 from amdlib.cli.parsing import COMMANDS, parser
 from amdlib.errors import KitError
 from amdlib.words import show_log
 
-__all__ = ['COMMANDS', 'main', 'parser']
+__all__ = ['COMMANDS', 'main', 'parser', 'told']
 
 for section in ('looking', 'running', 'bed', 'scale'):      # each adds its commands, in the order of the help
     importlib.import_module(f'amdlib.cli.{section}')
@@ -23,9 +24,14 @@ def main(words: list[str] | None = None) -> int:
     given = parser().parse_args(words)
     if hasattr(sys.stdout, 'reconfigure'):    # not in tests and notebooks
         sys.stdout.reconfigure(line_buffering=True)     # what is said reaches a log at once
+    return told(lambda: COMMANDS[given.command][0](given))
+
+
+def told(do: Callable[[], int | None]) -> int:
+    """Do it; the exit status. What is the user's to mend is told in a line."""
     show_log()
     try:
-        return COMMANDS[given.command][0](given) or 0
+        return do() or 0
     except BrokenPipeError:     # whoever read, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

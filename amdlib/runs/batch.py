@@ -21,7 +21,7 @@ from amdlib.runs import jobs, notebooks
 from amdlib.runs.device import default_jobs
 from amdlib.runs.progress import describe, quiet_s, read_progress
 from amdlib.runs.run import Run, with_teachers
-from amdlib.runs.store import RECORD, Store
+from amdlib.runs.store import RECORD, Store, tidy
 from amdlib.words import log, minutes
 
 POLL_S = 0.5
@@ -61,6 +61,7 @@ def run_missing(runs: Iterable[Run], store: Store, *, force: bool = False,
     for run in runs:
         found = store.state(run)
         if found.name == 'done' and not force and _is_shown(executed.get(run), run, store):
+            tidy(store.run_folder(run))     # where a kill came after its record
             continue
         if found.name not in ('missing', 'done'):
             again = 'goes on where it can' if found.name == 'failed' and not force else 'is run again'

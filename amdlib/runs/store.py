@@ -23,7 +23,7 @@ import pandas as pd
 
 from amdlib.datasets import Dataset, prepare
 from amdlib.errors import RunError
-from amdlib.files import ROOT, read_json, sha256
+from amdlib.files import ROOT, read_json, remove_halves, sha256
 from amdlib.paper.profiles import Profile, find_profile
 from amdlib.runs import evidence, fingerprints
 from amdlib.runs.progress import quiet_s, read_progress, training_process
@@ -33,6 +33,8 @@ from amdlib.weights import published
 from amdlib.words import minutes
 
 RECORD, DETECTIONS, WEIGHTS, SCALARS = 'record.json', 'detections.json.gz', 'weights.pth', 'scalars.jsonl'
+UNFINISHED = 'unfinished.json'  # what an interrupted run was made with
+FEATURES = 'features'           # folder of a teacher's kept features
 KEPT, KEPT_DETECTIONS, KEPT_SCALARS = 'records', 'detections.json.xz', 'scalars.csv.gz'
 GONE_S = 900        # after which a run on another machine that tells nothing counts as killed
 MADE_ELSEWHERE = 'not made here: its kept record is shown'
@@ -276,6 +278,20 @@ def read_scalars(folder: Path) -> pd.DataFrame:
     file = folder / SCALARS
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
     return pd.DataFrame(lines, columns=None if lines else ['step', 'loss'])
+
+
+def tidy(folder: Path) -> None:
+    """Remove what only an unfinished run needs from the folder of a done one, and what killed processes left half."""
+    for rest in [folder / UNFINISHED, *(folder / 'mmengine').glob('*.pth'), *(folder / 'mmengine').glob('.*.pth.*'),
+                 folder / 'mmengine' / 'last_checkpoint']:
+        rest.unlink(missing_ok=True)
+    remove_all_halves(folder)
+
+
+def remove_all_halves(folder: Path) -> None:
+    """`files.remove_halves` of a run's folder and those in it that are written to."""
+    for part in (folder, folder / 'mmengine', folder / FEATURES):
+        remove_halves(part)
 
 
 def unfinished(folder: Path) -> State:

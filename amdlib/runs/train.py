@@ -19,24 +19,25 @@ from mmengine.config import Config
 
 from amdlib import methods
 from amdlib.datasets import coco_images
-from amdlib.engine import checkpoints, kept, processes
+from amdlib.engine import checkpoints, processes
 from amdlib.engine.training import Task, disk_is_full, evaluate, train_and_test
 from amdlib.errors import RunError, WeightsError
-from amdlib.files import locked, read_json, remove_halves, sha256, write_json
-from amdlib.runs import evidence, fingerprints, teacher_check, watch
+from amdlib.files import locked, plain, read_json, sha256, write_json, write_text
+from amdlib.runs import evidence, fingerprints, taking, teacher_check, watch
 from amdlib.runs.config import Taught, config, describe_lr, settings_hash
 from amdlib.runs.device import check_it_fits, full_gpu
 from amdlib.runs.progress import ProgressReport, training_process
 from amdlib.runs.run import Run
-from amdlib.runs.store import RECORD, WEIGHTS, Store, read_scalars
+from amdlib.runs.store import RECORD, UNFINISHED, WEIGHTS, Store, read_scalars, remove_all_halves, tidy
 from amdlib.weights.reading import read_weights
+from amdlib.weights.sizes import check_size
 from amdlib.words import log, minutes, some
 
 FORMAT = 2                      # of a record; 1 had its config as text
-UNFINISHED = 'unfinished.json'  # what an interrupted run was made with
-FEATURES = 'features'           # folder of a teacher's kept features
 LOCK = '.lock'                  # held by the process that trains
 DIVERGED, FEW = 10.0, 5         # last losses over first ones that make a run a failed one; of how many the median
+NOTHING_LEFT = 'no interrupted run is there'
+TRIAL_STEPS = 100               # below which a teacher that finds nothing is a trial, not a failure
 
 
 @dataclass(frozen=True)
@@ -93,8 +94,7 @@ def _train(run: Run, store: Store, folder: Path, taught_by: dict[str, Any] | Non
     Args:
         taught_by: the teacher's record.
     """
-    for left in (folder, folder / 'mmengine', folder / FEATURES):
-        remove_halves(left)
+    remove_all_halves(folder)
     report = ProgressReport(folder, run.id)
     with _failure_told(run, folder, report):
         files = run.find_files(store.means.sources)
@@ -102,7 +102,7 @@ def _train(run: Run, store: Store, folder: Path, taught_by: dict[str, Any] | Non
             _check_finite(Path(path))
         hashes = {key: sha256(path) for key, path in files.items()}
         checked = teacher_check.check(run, store, taught_by, files, hashes, evaluate, report)
-        taught = taught_by and _taught(run, store, taught_by)
+        taught = taught_by and taking.taught(run, store, taught_by)
     if taught_by:
         watch.warn_of_teacher(run, store)
     ready = _prepare(run, store, folder, taught, files, hashes, cfg_options)
@@ -119,11 +119,13 @@ def _train(run: Run, store: Store, folder: Path, taught_by: dict[str, Any] | Non
     report('start', 0, 1)
     code = fingerprints.commit()
     task = Task(run.id, ready.cfg, folder, files, {
-        'run': run.id, 'profile': run.profile.name, 'classes': list(store.dataset.classes), **code}, report,
+        'run': run.id, 'profile': run.profile.name, 'classes': list(store.dataset.classes)}, report,
         run.recipe.gpus, TellLr(run), (watch.BedWatch.of(run),))
     with _failure_told(run, folder, report):
         outcome = processes.launch(task, task.gpus, folder / 'mmengine') if task.gpus > 1 else train_and_test(task)
         _check_it_converged(folder)
+        if run.row.is_teacher and outcome['steps'] >= TRIAL_STEPS and not outcome['numbers']['mAP']:
+            raise RunError(f'{run.id}: 0.0 mAP after {outcome["steps"]} steps: no student could learn from it')
     record = {**_identity(run, files), 'config': config_data, 'code': code, **ready.made_with, **outcome,
               'gpus': run.recipe.gpus, 'host': platform.platform(), 'machine': fingerprints.machine(),
               'driver': fingerprints.driver(),
@@ -131,40 +133,12 @@ def _train(run: Run, store: Store, folder: Path, taught_by: dict[str, Any] | Non
               'bed': watch.take_summary(folder / 'mmengine'), **evidence.of(folder, outcome['numbers'])}
     if run.row.is_teacher and run.profile.keep_features:
         with _failure_told(run, folder, report):
-            record['feature_rms'] = _keep_features(run, store, folder, record['weights_sha256'])['feature_rms']
+            record['feature_rms'] = taking.keep_features(run, store, folder, record['weights_sha256'])['feature_rms']
     write_json(folder / RECORD, record)
-    # weights.pth is what is kept; checkpoints serve an unfinished run only
-    for unfinished in [folder / UNFINISHED, *(folder / 'mmengine').glob('*.pth'),
-                       *(folder / 'mmengine').glob('.*.pth.*'), folder / 'mmengine' / 'last_checkpoint']:
-        unfinished.unlink(missing_ok=True)
+    tidy(folder)    # weights.pth is what is kept
     report('done', 1, 1)
     log.info(f'{run.id}: {record["numbers"]["mAP"]:.1f} mAP, {minutes(record["wall_s"])} ({record["device"]})')
     return record
-
-
-def _taught(run: Run, store: Store, record: dict[str, Any]) -> Taught:
-    """What a student takes from its teacher, whose record is given; features that are gone are kept again."""
-    teacher = run.teacher()
-    folder, keeps = store.run_folder(teacher), run.profile.keep_features
-    if not run.row.method or not keeps and run.reference_rms is None:
-        return Taught(store.weights(teacher))
-    card = _keep_features(teacher, store, folder, record['weights_sha256'])
-    return Taught(store.weights(teacher), folder / FEATURES if keeps else None, tuple(card['feature_rms']))
-
-
-def _keep_features(teacher: Run, store: Store, folder: Path, weights_sha256: str) -> dict[str, Any]:
-    """Have the features of a teacher in this folder kept, or at other profiles measured: once, whoever asks first."""
-    cfg = config(teacher, store.dataset)
-    key = {'weights_sha256': weights_sha256, 'data': store.dataset.fingerprint, 'image_px': teacher.profile.image_px,
-           'machine': fingerprints.machine(), 'torch': fingerprints.versions()['torch']}
-    with locked(folder / '.features.lock', f'{teacher.id}: waiting for another process that looks at its features'):
-        return kept.keep_features(cfg, folder / WEIGHTS, teacher.row.group.levels, folder / FEATURES, plain(key),
-                                  measured_only=not teacher.profile.keep_features)
-
-
-def plain(value: Any) -> Any:
-    """A Config's content as JSON has it."""
-    return json.loads(json.dumps(value))
 
 
 def portable(value: Any) -> Any:
@@ -207,6 +181,7 @@ def _finished(run: Run, store: Store, force: bool) -> dict[str, Any] | None:
         log.info(f'{run.id}: its record is stale ({found.why}); training it again')
     if found.name != 'done' or force:
         return None
+    tidy(store.run_folder(run))     # where a kill came after its record
     note = f'; {found.note}' if found.note else ''
     log.info(f'{run.id}: done already, {found.record["numbers"]["mAP"]:.1f} mAP{note} '
              '(FORCE=1 or --force trains it again)')
@@ -267,6 +242,7 @@ def _failure_told(run: Run, folder: Path, report: ProgressReport) -> Iterator[No
 
 def _check_finite(weights: Path) -> None:
     """WeightsError where a tensor of a weight file has a number that is none: what starts from it learns nothing."""
+    check_size(weights)
     bad = [name for name, value in read_weights(weights).items()
            if isinstance(value, torch.Tensor) and value.is_floating_point() and not value.isfinite().all()]
     if bad:
@@ -290,28 +266,45 @@ def _set_workers(cfg: Config, workers: int) -> None:
 
 def _interrupted(ready: _Prepared, resume: bool) -> Path | None:
     """The checkpoint from which an interrupted run goes on, or None and why not where there was something."""
-    note, run = ready.folder / UNFINISHED, ready.run
-    left = None
-    with contextlib.suppress(FileNotFoundError):
-        left = read_json(note)
-    names = {'settings_hash': 'settings', 'code_fingerprint': 'code', 'files': 'weight files'}
-    other = [] if left is None else [names.get(key, key) for key, value in ready.made_with.items()
-                                     if key != 'settings_key' and left.get(key) != plain(value)]
-    if left is None:
-        why = 'no interrupted run is there'
-    elif other:
-        why = f'the interrupted run was made with other {", ".join(other)}'
-    elif checkpoint := checkpoints.newest_whole(ready.folder / 'mmengine'):
+    run, why = ready.run, _no_part_of(ready)
+    checkpoint = None if why else checkpoints.newest_whole(ready.folder / 'mmengine')
+    if checkpoint:
         epoch = checkpoint.stem.removeprefix('epoch_')
         log.info(f'{run.id}: goes on after epoch {epoch} of {run.epochs} (--force trains from the beginning)')
+        for file in (ready.folder / 'mmengine').glob('*/vis_data/scalars.json'):
+            _drop_halves(file)
         return checkpoint
-    else:
-        why = 'the interrupted run left no whole checkpoint'
+    why = why or 'the interrupted run left no whole checkpoint'
     if resume:
         raise RunError(f'{run.id}: cannot resume in {ready.folder}: {why}')
-    if left is not None:
+    if why != NOTHING_LEFT:
         log.info(f'{run.id}: starts from the beginning: {why}')
     return None
+
+
+def _no_part_of(ready: _Prepared) -> str:
+    """Why what was interrupted in a run's folder is no part of this run; '' where it is."""
+    names = {'settings_hash': 'settings', 'code_fingerprint': 'code', 'files': 'weight files'}
+    try:
+        left = read_json(ready.folder / UNFINISHED)
+        other = [names.get(key, key) for key, value in ready.made_with.items()
+                 if key != 'settings_key' and left.get(key) != plain(value)]
+    except FileNotFoundError:
+        return NOTHING_LEFT
+    except (OSError, ValueError, AttributeError):   # damaged, or of another type
+        return f'{UNFINISHED} cannot be read'
+    return f'the interrupted run was made with other {", ".join(other)}' if other else ''
+
+
+def _drop_halves(file: Path) -> None:
+    """Leave of a file with JSON in each line what can be read: a kill or a full disk cuts the last line."""
+    lines, whole = file.read_bytes().decode(errors='replace').splitlines(), []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            if isinstance(json.loads(line), dict):
+                whole.append(line)
+    if len(whole) < len(lines):
+        write_text(file, ''.join(f'{line}\n' for line in whole))
 
 
 def _clear(folder: Path) -> None:

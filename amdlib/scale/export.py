@@ -29,6 +29,7 @@ from amdlib.runs.store import RECORD, WEIGHTS, Store, unfinished
 from amdlib.scale import onnx
 from amdlib.show.tables import detector
 from amdlib.weights.reading import load_strictly, read_weights
+from amdlib.weights.sizes import check_size
 from amdlib.weights.writing import write_weights
 from amdlib.words import log, number
 
@@ -70,6 +71,7 @@ def export(run: str | Path, store: Store, *, output: str | Path | None = None, w
     output = Path(output) if output else folder / 'export'
     output.mkdir(parents=True, exist_ok=True)
 
+    check_size(folder / WEIGHTS)
     state = read_weights(folder / WEIGHTS)
     written = {'config': output / f'{name}.py'}
     write_text(written['config'], mmdet_config(trained, row, record, store))

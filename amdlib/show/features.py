@@ -23,6 +23,7 @@ from amdlib.runs.config import config
 from amdlib.runs.run import Run
 from amdlib.runs.store import Store
 from amdlib.weights.reading import load_strictly, read_weights
+from amdlib.weights.sizes import check_size
 
 MODULE = 'neck.fpn_convs.{i}.conv'  # whose output is a level's feature, as in Distiller
 CHUNK = 16                          # images that pass through a detector at once
@@ -122,6 +123,7 @@ def load_detector(run: Run, store: Store, stale_ok: bool = False) -> nn.Module:
     model = config(run, store.dataset).model
     with DefaultScope.overwrite_default_scope('mmdet'):
         detector = MODELS.build(model.get('student', model))
+    check_size(path)
     load_strictly(detector, read_weights(path), str(path))
     return detector.eval().requires_grad_(False)
 

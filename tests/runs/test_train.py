@@ -144,7 +144,8 @@ def test_a_distillation_record_names_its_teacher(trained):
 def test_weights_are_the_plain_student_and_tell_whose_they_are(trained, kept):
     run, record, folder = trained('retinanet-amd')
     held = torch.load(folder / 'weights.pth', weights_only=True)
-    assert held['meta'] == {'run': run.id, 'profile': 'mini', 'classes': list(kept.dataset.classes), **record['code'],
+    # no commit: the same training at another one gives the same file, which students of the teacher go by
+    assert held['meta'] == {'run': run.id, 'profile': 'mini', 'classes': list(kept.dataset.classes),
                             'numbers': record['numbers']}
     detector = MODELS.build(Config(record['config']).model.student)
     assert type(detector).__name__ == 'RetinaNet'
@@ -553,6 +554,12 @@ def test_what_an_interrupted_run_goes_on_from(store, tiny, said, monkeypatch):
     assert 'epoch_2.pth is damaged and not used' in '\n'.join(told)
     assert f'{run.id}: goes on after epoch 1 of 3 (--force trains from the beginning)' in told
     assert begin(resume=True)[1] == STEPS_AN_EPOCH       # stopped again before a step was made
+    note = (folder / 'unfinished.json').read_bytes()
+    for bad in (b'', b'{"a', b'[]', b'\xff'):
+        (folder / 'unfinished.json').write_bytes(bad)
+        with pytest.raises(RunError, match='unfinished.json cannot be read$'):
+            train(run, store, resume=True)
+    (folder / 'unfinished.json').write_bytes(note)
     with monkeypatch.context() as patch:
         patch.setattr(fingerprints, 'code_fingerprint', lambda _: 'f' * 16)
         with pytest.raises(RunError, match='made with other code$'):
@@ -694,6 +701,14 @@ def test_a_run_that_diverges_has_failed(store, tiny, row):
     assert not (store.run_folder(run) / 'record.json').exists()
 
 
+def test_a_teacher_that_finds_nothing_after_a_training_has_failed(store, tiny, monkeypatch):
+    monkeypatch.setattr(train_module, 'TRIAL_STEPS', 4)
+    run = Run.of('retinanet-teacher', tiny)     # four steps
+    with pytest.raises(RunError, match=r'retinanet-teacher-s0: 0\.0 mAP after 4 steps: no student could learn'):
+        train(run, store)
+    assert store.state(run).name == 'failed'
+
+
 @pytest.mark.parametrize(('losses', 'told'), [([1, 1, 1, 1, 1, 9.9], ''), ([1] * 5 + [10.1] * 5, 'from 1 to 10.1'),
                                               ([], ''), ([3, 2, 1], '')])
 def test_a_loss_far_above_that_of_the_start_is_a_failure(tmp_path, losses, told):
@@ -737,3 +752,10 @@ def test_every_method_is_trained_by_its_name(store, tiny):
     """What the Distiller is told is what the registry knows, also of a file."""
     for name in methods.names():
         assert config(Run.of(f'retinanet-{name}', tiny), store.dataset).model.method == name
+
+
+def test_half_a_line_of_what_was_logged_is_dropped_where_a_run_goes_on(tmp_path):
+    file = tmp_path / 'scalars.json'
+    file.write_bytes(b'{"step": 1, "loss": 2.0}\n3\n\xff{"step": 2, "lo')
+    train_module._drop_halves(file)
+    assert file.read_text() == '{"step": 1, "loss": 2.0}\n'

@@ -1,42 +1,78 @@
-"""`make torture`: kill a training process before and after every change that it makes to a file, and see that the next
-call ends with the same bits. `python -m tests.torture.run [--points N] [--jobs N] [--alone]`."""
+"""`make torture`: harm a training run at every change that it makes to a file, and see that the next call ends with the
+same bits, or with one clear line. `python -m tests.torture.run [--kills N] [--jobs N] [--only KIND]`."""
 import argparse
 import hashlib
-import json
+import multiprocessing
 import os
+import random
+import re
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from amdlib.files import ROOT, read_json
 
+from .drive import RUNS, drive, store
+
 HERE = Path(__file__).parent
-LIMIT_S = 600       # of one call
+LIMIT_S = 900       # of one call
 # what may lie in a run's folder when it is done (docs/parts.md)
 DOCUMENTED = {'record.json', 'detections.json.gz', 'weights.pth', 'scalars.jsonl', 'progress.json', 'console.log',
               'job.json', 'mmengine', 'features', '.lock', '.hashes.json', '.features.lock'}
+ENDS = {'SIGKILL': -signal.SIGKILL, 'SIGTERM': -signal.SIGTERM, 'SIGINT': 130, 'full': 1}     # statuses
+SAYS = {'SIGINT': 'interrupted', 'full': 'disk is full|No space left on device'}
 
 
-def call(folder, alone, at=0, after=False):
-    """One call of drive.py, counted and, at point `at`, killed; its status and what it said."""
-    asked = {'folder': str(folder / 'here'), 'log': str(folder / 'points'), 'at': at, 'after': after}
+@dataclass(frozen=True)
+class Fault:
+    """Harm of one kind (see `hook`) at one point; or of what an interrupted run left: `cut FILE`, `foreign FILE`; or
+    `twins`, two calls at once."""
+    how: str
+    at: int = 0
+    after: bool = False
+    alone: bool = True      # in one process; otherwise as a batch, a process a run
+
+    def __str__(self):
+        where = f' {"after" if self.after else "before"} point {self.at}' if self.at else ''
+        return f'{self.how}{where}{"" if self.alone else ", a batch"}'
+
+
+def forks():
+    """Where calls are forked from: one process that has imported all. Its children find the hook."""
+    os.environ['PYTHONPATH'] = os.pathsep.join([str(HERE), str(ROOT)])
+    os.environ['OMP_NUM_THREADS'] = '1'
+    context = multiprocessing.get_context('forkserver')
+    context.set_forkserver_preload(['tests.torture.drive'])
+    return context
+
+
+FORKS = forks()
+
+
+def start(folder, fault, name='said'):
+    """One call of `drive`, counted and, where the fault says so, harmed."""
+    asked = {'folder': str(folder / 'here'), 'log': str(folder / 'points'), 'at': fault.at, 'after': fault.after,
+             'how': fault.how}
     (folder / 'points').write_text('')
-    process = subprocess.Popen(
-        [sys.executable, HERE / 'drive.py', folder / 'here', *(['--alone'] if alone else [])], cwd=ROOT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
-        env={**os.environ, 'TORTURE': json.dumps(asked), 'PYTHONPATH': f'{HERE}{os.pathsep}{ROOT}',
-             'OMP_NUM_THREADS': '1'})
-    try:
-        said, _ = process.communicate(timeout=LIMIT_S)
-    except subprocess.TimeoutExpired:
+    process = FORKS.Process(target=drive, args=(folder / 'here', fault.alone, asked, folder / name))
+    process.start()
+    return process
+
+
+def end(process, folder, name='said'):
+    """Its status and what it said."""
+    process.join(LIMIT_S)
+    if process.exitcode is None:
         os.killpg(process.pid, signal.SIGKILL)
-        said, _ = process.communicate()
-        return 'hangs', said
-    return process.returncode, said
+        process.join()
+        return 'hangs', (folder / name).read_text()
+    return process.exitcode, (folder / name).read_text()
 
 
 def points(folder):
@@ -46,79 +82,143 @@ def points(folder):
 
 def result(folder):
     """Of both runs the numbers, the detections and the tensors, and what lies there besides what is documented."""
-    import torch
-
-    from tests.torture.drive import RUNS, store
     own, found, other = store(folder / 'here'), {}, []
     for run in RUNS:
         at, digest = own.run_folder(run), hashlib.sha256()
         for name, value in sorted(torch.load(at / 'weights.pth', weights_only=True)['state_dict'].items()):
             digest.update(name.encode() + value.numpy().tobytes())
-        record = own.record(run)
-        found[run.id] = [record['numbers'], digest.hexdigest(), read_json(at / 'detections.json.gz')]
+        assert own.state(run).name == 'done', own.state(run)
+        found[run.id] = [own.record(run)['numbers'], digest.hexdigest(), read_json(at / 'detections.json.gz')]
         other += [str(path) for path in at.iterdir() if path.name not in DOCUMENTED]
+        other += [str(path) for path in (at / 'mmengine').rglob('*.pth')]
     other += [str(path) for path in (folder / 'here').rglob('.*.[0-9]*') if path.is_file()]    # halves of whole files
     return found, other
 
 
-def undisturbed(folder, alone):
+def fresh(folder):
+    (folder / 'here').mkdir(parents=True)
+    return folder
+
+
+def undisturbed(folder, alone=True):
     """Points and result of a run that nobody disturbs. Errors: RuntimeError with what it said."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / 'here').mkdir()
-    status, said = call(folder, alone)
+    status, said = end(start(fresh(folder), Fault('', alone=alone)), folder)
     if status:
         raise RuntimeError(f'status {status}:\n{said}')
     return points(folder), result(folder)
 
 
-def tortured(folder, at, after, alone, wanted):
-    """Kill at one point, call again; '' or what is wrong."""
-    folder.mkdir(parents=True)
-    (folder / 'here').mkdir()
+def tortured(folder, fault, wanted):
+    """Do the harm, call again; '' or what is wrong."""
+    fresh(folder)
     try:
-        first, said = call(folder, alone, at, after)
-        reached = points(folder)
-        if len(reached) < at:
-            return f'never reached: {len(reached)} points; status {first}:\n{said[-600:]}'
-        if alone and first != -signal.SIGKILL:
-            return f'status {first} instead of a kill:\n{said[-600:]}'
-        second, said = call(folder, alone)
-        if second:
-            return f'the second call ended with {second}:\n{said[-1200:]}'
-        found, other = result(folder)
-        if found != wanted:
-            return 'other bits than an undisturbed run'
-        return f'left: {", ".join(other)}' if other else ''
+        return _harmed(folder, fault) or _again(folder, fault, wanted)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def chosen(names, count):
-    """(number, after) of so many points, evenly spread; all of them, each before and after, where that is fewer."""
-    every = [(number, after) for number in range(1, len(names) + 1) for after in (False, True)]
+def _harmed(folder, fault):
+    """The first call; '' or what is wrong with how it ended."""
+    if fault.how == 'twins':
+        both = [(start(folder, fault, name), name) for name in ('said', 'other')]
+        for process, name in both:
+            status, said = end(process, folder, name)
+            if status and 'is training it in' not in said:
+                return f'one of two ended with {status}:\n{said[-600:]}'
+        return ''
+    kind, _, file = fault.how.partition(' ')
+    status, said = end(start(folder, Fault('SIGKILL', fault.at) if kind in ('cut', 'foreign') else fault), folder)
+    if len(points(folder)) < fault.at:
+        return f'never reached: {len(points(folder))} points; status {status}:\n{said[-600:]}'
+    if kind in ('cut', 'foreign'):
+        paths = [path for path in (folder / 'here').glob(file) if path.is_file()]
+        if not paths:
+            return f'{file} is not there'
+        for path in paths:
+            path.write_bytes(path.read_bytes()[:path.stat().st_size // 2] if kind == 'cut' else b'of another program')
+    elif not fault.alone:
+        return ''
+    elif kind in ENDS and status != ENDS[kind]:
+        return f'status {status} instead of {ENDS[kind]}:\n{said[-600:]}'
+    if 'Traceback' in said or not re.search(SAYS.get(kind, ''), said):
+        return f'it did not say it in a line:\n{said[-1200:]}'
+    return ''
+
+
+def _again(folder, fault, wanted):
+    """The next call; '' or what is wrong."""
+    status, said = end(start(folder, Fault('', alone=fault.alone)), folder)
+    if status == 1 and fault.how.split()[0] in ('cut', 'foreign') and 'Traceback' not in said and 'error: ' in said:
+        return ''
+    if status:
+        return f'the next call ended with {status}:\n{said[-1200:]}'
+    found, other = result(folder)
+    if found != wanted:
+        return 'other bits than an undisturbed run'
+    return f'left: {", ".join(other)}' if other else ''
+
+
+def kills(names, count=0):
+    """A kill before and after so many points, evenly spread; at all of them, where that is fewer or no count is given.
+    """
+    every = [Fault('SIGKILL', number, after) for number in range(1, len(names) + 1) for after in (False, True)]
     step = max(1, len(every) / count) if count else 1
     return [every[int(i * step)] for i in range(min(len(every), count or len(every)))]
 
 
+def middle(names):
+    """A point in the student's second epoch: its teacher is done, its own first checkpoint is there."""
+    return 9 + next(number for number, name in enumerate(names, 1)
+                    if name.startswith('replace') and name.endswith(f'{RUNS[1].id}/mmengine/epoch_1.pth'))
+
+
+def others(names, left):
+    """The faults of other kinds, at points drawn once.
+
+    Args:
+        left: files below the folder that a run leaves which was killed in the `middle`.
+    """
+    draw = random.Random(0)
+
+    def some(count):
+        return sorted(draw.sample(range(1, len(names) + 1), count))
+    return [*(Fault(how, at) for how in ('SIGTERM', 'SIGINT', 'full') for at in some(10)),
+            *(Fault(f'remove {folder}', at) for folder in ('data', *(f'results/mini/runs/{run.id}' for run in RUNS))
+              for at in some(4)),
+            *(Fault(f'{how} {file}', middle(names)) for file in left for how in ('cut', 'foreign')),
+            *(Fault(how, at, alone=False) for how in ('parent', 'SIGKILL') for at in some(6)),
+            *[Fault('twins'), Fault('twins', alone=False)]]
+
+
+def what_is_left(folder, at):
+    """The files of a run that was killed at a point, as patterns below its folder (mmengine names some by the time)."""
+    end(start(fresh(folder), Fault('SIGKILL', at)), folder)
+    here = folder / 'here'
+    return sorted({re.sub(r'\d{8}_\d{6}', '*', str(path.relative_to(here))) for path in here.rglob('*')
+                   if path.is_file() and path.suffix not in ('.lock', '.png')})
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--points', type=int, default=0, help='so many, evenly spread; default: all')
+    parser.add_argument('--kills', type=int, help='so many, evenly spread; default: before and after every point')
     parser.add_argument('--jobs', type=int, default=1)
-    parser.add_argument('--alone', action='store_true', help='in one process instead of a batch')
+    parser.add_argument('--only', default='', help='faults whose name begins so')
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        names, (wanted, other) = undisturbed(folder / 'undisturbed', given.alone)
+        names, (wanted, other) = undisturbed(folder / 'undisturbed')
         print(f'{len(names)} points:', *(f'  {i} {name}' for i, name in enumerate(names, 1)), sep='\n', flush=True)
         failed = [f'undisturbed: left {other}'] if other else []
-        todo = chosen(names, given.points)
+        todo = kills(names, given.kills or 0) if given.kills != 0 else []
+        todo += others(names, what_is_left(folder / 'left', middle(names)))
+        todo = [fault for fault in todo if str(fault).startswith(given.only)]
         with ThreadPoolExecutor(given.jobs) as pool:
-            ended = pool.map(lambda one: tortured(folder / f'{one[0]}-{one[1]}', *one, given.alone, wanted), todo)
-            for done, ((number, after), wrong) in enumerate(zip(todo, ended, strict=True), 1):
-                where = f'{"after" if after else "before"} {number} {names[number - 1]}'
+            ended = pool.map(lambda one: tortured(folder / str(one[0]), one[1], wanted), enumerate(todo))
+            for done, (fault, wrong) in enumerate(zip(todo, ended, strict=True), 1):
+                where = f'{fault} {names[fault.at - 1] if fault.at and fault.alone else ""}'
                 print(f'[{done}/{len(todo)}] {where}: {wrong or "ok"}', flush=True)
                 failed += [f'{where}: {wrong}'] if wrong else []
-    print(f'{len(todo)} points, {len(failed)} failed')
+    print(f'{len(todo)} faults, {len(failed)} went wrong')
     return 1 if failed else 0
 
 

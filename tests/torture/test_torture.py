@@ -1,15 +1,16 @@
-"""Six of the points that `make torture` goes through all; and that the hook counts what it should."""
+"""Six of the kills that `make torture` goes through all, a fault of each other kind that a process can be done; and
+that the hook counts what it should."""
 import pytest
 
-from .run import chosen, tortured, undisturbed
+from .run import Fault, kills, tortured, undisturbed
 
-POINTS = 6
+KILLS = 6
 
 
 @pytest.fixture(scope='module')
 def calm(tmp_path_factory):
     """Points and result of a run that nobody disturbs."""
-    return undisturbed(tmp_path_factory.mktemp('calm') / 'run', alone=True)
+    return undisturbed(tmp_path_factory.mktemp('calm') / 'run')
 
 
 @pytest.mark.slow
@@ -24,8 +25,16 @@ def test_every_kind_of_change_is_a_point(calm):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('which', range(POINTS))
+@pytest.mark.parametrize('which', range(KILLS))
 def test_a_kill_at_a_change_of_a_file_costs_nothing(calm, tmp_path, which):
     names, (wanted, _) = calm
-    number, after = chosen(names, POINTS)[which]
-    assert tortured(tmp_path / 'run', number, after, True, wanted) == '', f'{number} {names[number - 1]}'
+    fault = kills(names, KILLS)[which]
+    assert tortured(tmp_path / 'run', fault, wanted) == '', f'{fault} {names[fault.at - 1]}'
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('how', ['SIGTERM', 'SIGINT', 'full', 'remove data'])
+def test_other_harm_is_told_in_a_line_and_costs_nothing(calm, tmp_path, how):
+    names, (wanted, _) = calm
+    fault = Fault(how, len(names) // 2)
+    assert tortured(tmp_path / 'run', fault, wanted) == '', f'{fault} {names[fault.at - 1]}'

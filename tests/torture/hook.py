@@ -1,0 +1,92 @@
+"""Count what changes files below a folder, in all processes together, and do harm at one of these points.
+
+What is asked: folder (below which changes count), log (a line a point: number, what, path), at (the number of the
+point; 0: none), after (whether the change is made before the harm), how:
+
+| how | harm |
+| --- | --- |
+| `SIGKILL`, `SIGTERM`, `SIGINT` | the signal, to this process |
+| `parent` | SIGKILL to the process that started this one |
+| `full` | from here on nothing more can be written: the disk is full |
+| `remove PATH` | a folder below `folder` is gone |
+"""
+import builtins
+import errno
+import fcntl
+import functools
+import io
+import os
+import shutil
+import signal
+import time
+
+_open = builtins.open
+ASKED = {}
+FULL = []       # whether the disk is full by now
+CHANGES = (('replace', 1), ('rename', 1), ('unlink', 0), ('remove', 0), ('rmdir', 0), ('mkdir', 0))
+WRITES = ('mkdir', 'replace', 'rename')
+
+
+def install(asked):
+    """Make every change of a file below `asked['folder']` a point, in this process and those that it starts."""
+    ASKED.update(asked)
+    for name, which in CHANGES:
+        setattr(os, name, pointed(getattr(os, name), name, which))
+    builtins.open = io.open = opened
+
+
+def reached(what, path):
+    """Count a point; the number that it has."""
+    with _open(ASKED['log'], 'a+') as log:
+        fcntl.flock(log, fcntl.LOCK_EX)
+        log.seek(0)
+        number = sum(1 for _ in log) + 1
+        log.write(f'{number} {what} {os.path.relpath(path, ASKED["folder"])}\n')
+    return number
+
+
+def concerns(path):
+    try:
+        return os.path.abspath(os.fspath(path)).startswith(ASKED['folder'] + os.sep)
+    except (TypeError, ValueError):     # a descriptor
+        return False
+
+
+def harm():
+    how, _, path = ASKED['how'].partition(' ')
+    if how == 'full':
+        FULL.append(True)
+    elif how == 'remove':
+        shutil.rmtree(os.path.join(ASKED['folder'], path), ignore_errors=True)
+    elif how == 'parent':
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(1)
+    else:
+        os.kill(os.getpid(), getattr(signal, how))
+
+
+def pointed(function, what, which=0):
+    """The function, as a point at which harm can be done."""
+    @functools.wraps(function)
+    def call(*words, **more):
+        named = len(words) > which and isinstance(words[which], (str, os.PathLike)) and more.get('dir_fd') is None
+        if not named or not concerns(words[which]):
+            return function(*words, **more)
+        here = reached(what, words[which]) == ASKED['at']
+        if here and not ASKED['after']:
+            harm()
+        if FULL and what.split()[0] in (*WRITES, 'open'):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(words[which]))
+        try:
+            return function(*words, **more)
+        finally:
+            if here and ASKED['after']:
+                harm()
+    return call
+
+
+def opened(file, mode='r', *words, **more):
+    """`open`: what is opened to be written is a point, before and after the file is there."""
+    if any(letter in mode for letter in 'wax+') and isinstance(file, (str, os.PathLike)) and concerns(file):
+        return pointed(_open, f'open {mode}')(file, mode, *words, **more)
+    return _open(file, mode, *words, **more)
