@@ -4,6 +4,7 @@ import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import mmengine.config.config
 import pytest
 import torch
 from mmengine.logging import MessageHub, MMLogger
@@ -49,6 +50,15 @@ def shared(name: str) -> Path:
     if not (SHARED / name).exists():
         pytest.skip(f'no shared/{name} beside the repository')
     return SHARED / name
+
+
+@pytest.fixture(autouse=True, scope='session')
+def _plain_configs():
+    """mmengine lays a config out as text half a dozen times a run, which takes longer than a tiny run's steps."""
+    laid_out = mmengine.config.config.FormatCode
+    mmengine.config.config.FormatCode = lambda text, **_: (text, True)
+    yield
+    mmengine.config.config.FormatCode = laid_out
 
 
 @pytest.fixture(autouse=True)

@@ -207,13 +207,15 @@ def main():
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         names, (wanted, other) = undisturbed(folder / 'undisturbed')
+        _, (batch, _) = undisturbed(folder / 'batch', alone=False)     # with more threads, so of other digits
         print(f'{len(names)} points:', *(f'  {i} {name}' for i, name in enumerate(names, 1)), sep='\n', flush=True)
         failed = [f'undisturbed: left {other}'] if other else []
         todo = kills(names, given.kills or 0) if given.kills != 0 else []
         todo += others(names, what_is_left(folder / 'left', middle(names)))
         todo = [fault for fault in todo if str(fault).startswith(given.only)]
         with ThreadPoolExecutor(given.jobs) as pool:
-            ended = pool.map(lambda one: tortured(folder / str(one[0]), one[1], wanted), enumerate(todo))
+            ended = pool.map(lambda one: tortured(folder / str(one[0]), one[1], wanted if one[1].alone else batch),
+                             enumerate(todo))
             for done, (fault, wrong) in enumerate(zip(todo, ended, strict=True), 1):
                 where = f'{fault} {names[fault.at - 1] if fault.at and fault.alone else ""}'
                 print(f'[{done}/{len(todo)}] {where}: {wrong or "ok"}', flush=True)
