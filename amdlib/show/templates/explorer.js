@@ -5,8 +5,8 @@
 // In all masks true means masked. Whatever a file or a class is called goes into the page as text, never as HTML.
 
 const PHI = { least: 0, most: 3, step: 0.01 };
-const LOG_T = { least: -1.3, most: 0.7, step: 0.01 };       // of log10 T: 0.05 to 5
-const LCG = { factor: 48271, modulus: 2147483647 };         // Park and Miller's generator
+const T = { least: 0.05, most: 5 };
+const LOG_T = { least: Math.log10(T.least), most: Math.log10(T.most), step: 0.01 };
 
 // ---- mathematics --------------------------------------------------------------------------------------------------
 
@@ -16,10 +16,12 @@ function floats(base64) {
   return Float64Array.from({ length: bytes.length / 4 }, (_, i) => view.getFloat32(4 * i, true));
 }
 
-/** A = H W softmax(G / T): its mean is 1. Eq. 3. */
+/** A = H W softmax(G / T): its mean is 1. Eq. 3. Rounded to float32 where torch rounds before it exponentiates: at a small
+ *  T that is 1e-5 of A. */
 function attentionOf(logits, temperature) {
-  const most = logits.reduce((a, b) => Math.max(a, b), -Infinity);
-  const parts = logits.map((g) => Math.exp((g - most) / temperature));
+  const divided = logits.map((g) => Math.fround(g / Math.fround(temperature)));
+  const most = divided.reduce((a, b) => Math.max(a, b), -Infinity);
+  const parts = divided.map((g) => Math.exp(Math.fround(g - most)));
   const sum = parts.reduce((a, b) => a + b, 0);
   return parts.map((part) => logits.length * part / sum);
 }
@@ -27,12 +29,17 @@ function attentionOf(logits, temperature) {
 /** Masked where A > phi. Eq. 4. */
 const maskOf = (attention, phi) => Array.from(attention, (a) => a > phi);
 
-/** Each position masked with probability `ratio`, as MGD masks; the same seed gives the same mask. */
-function randomMask(count, ratio, seed) {
-  let state = 1 + seed % (LCG.modulus - 1);
-  const draw = () => { state = state * LCG.factor % LCG.modulus; return state / LCG.modulus; };
-  for (let i = 0; i < 10; i++) draw();      // near seeds begin alike
-  return Array.from({ length: count }, () => draw() < ratio);
+/** 32 bits that look random, of 32 bits: the last steps of MurmurHash3. */
+function mixed(bits) {
+  bits = Math.imul(bits ^ bits >>> 16, 0x85ebca6b);
+  bits = Math.imul(bits ^ bits >>> 13, 0xc2b2ae35);
+  return (bits ^ bits >>> 16) >>> 0;
+}
+
+/** Each position masked with probability `ratio`, as MGD masks; the same seeds give the same mask. */
+function randomMask(count, ratio, ...seeds) {
+  const start = seeds.reduce((bits, seed) => mixed(bits + seed + 1), 0);
+  return Array.from({ length: count }, (_, i) => mixed(start + mixed(i + 1)) / 2 ** 32 < ratio);
 }
 
 /** Counts of one map: positions in the image, of these in boxes, masked, masked in boxes; what as many drawn at random
@@ -174,8 +181,8 @@ class Explorer {
 
   random() {
     const { picture, model, level, seed } = this.now;
-    return randomMask(this.logits(picture, model, level).length, this.data.models[model].random_ratio,
-      7919 * seed + 101 * picture + level);
+    const { length } = this.logits(picture, model, level);
+    return randomMask(length, this.data.models[model].random_ratio, seed, picture, level);
   }
 
   /** What is set, and what follows from it: for tests, and for whoever wants numbers instead of pictures. */
@@ -199,7 +206,7 @@ class Explorer {
     now.beside = clamp(Math.round(now.beside), -1, models.length - 1);
     now.level = clamp(Math.round(now.level), 0, models[now.model].levels.length - 1);
     now.phi = clamp(now.phi, PHI.least, PHI.most);
-    now.temperature = clamp(now.temperature, 10 ** LOG_T.least, 10 ** LOG_T.most);
+    now.temperature = clamp(now.temperature, T.least, T.most);
     now.seed = clamp(Math.round(now.seed), 0, 9999);
     if (now.beside === now.model) now.beside = -1;
     const levels = now.model !== this.now.model || now.picture !== this.now.picture;
@@ -245,7 +252,7 @@ class Explorer {
       random: this.figure(''), otherAttention: this.figure(''), otherMask: this.figure('') };
     this.scale = make('span', { class: 'scale', 'aria-hidden': 'true' }, make('i', {}));
     this.scale.style.background = `linear-gradient(to right, ${data.colours.heat.join(',')})`;
-    this.told = make('p', { class: 'told', 'aria-live': 'polite' });
+    this.told = make('p', { class: 'told' });
     this.agreement = make('p', { class: 'agreement' });
     const { image, attention, mask, random, otherAttention, otherMask } = this.tile;
     this.tiles = make('div', { class: 'tiles' }, image.figure, attention.figure, mask.figure, random.figure,
@@ -466,7 +473,7 @@ class Explorer {
     const dense = window.devicePixelRatio || 1;
     for (const [name, { canvas }] of Object.entries(this.tile)) {
       const side = Math.round(canvas.clientWidth * dense);
-      if (!side) continue;              // not shown
+      if (!side || name.startsWith('other') && this.now.beside < 0) continue;     // not shown
       if (canvas.width !== side) canvas.width = canvas.height = side;
       this.paint(name, canvas.getContext('2d'), 0, 0, side);
       canvas.setAttribute('aria-label', `${name}: ${this.data.pictures[picture].name}`);
