@@ -112,7 +112,8 @@ def test_what_a_mask_covers_is_what_coverage_says(explore, maps, shown):
 def test_the_line_of_all_pictures_pools_them(explore, maps, shown):
     page = explore()
     state(page, phi=1.1, level=1)
-    lines = [coverage.mask_coverage([f_t[1]], [one], [1.1], 0.5).iloc[0] for f_t, one in zip(maps[0], shown, strict=True)]
+    lines = [coverage.mask_coverage([f_t[1]], [one], [1.1], 0.5).iloc[0]
+             for f_t, one in zip(maps[0], shown, strict=True)]
     masked = sum(line.masked for line in lines)
     share = sum(line.inside_share * line.masked for line in lines if line.masked) / masked
     chance = sum(line.random_share * line.masked for line in lines if line.masked) / masked
