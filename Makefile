@@ -79,7 +79,7 @@ HOW       = $(WHERE) $(ASKED) $(MEANS) $(call flag,FORCE,--force)
 SPREAD   := -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: help setup doctor list values data reproduce-all sweep-phi status bed calibrate plan compare verify keep teachers backbone weights \
-        notebook report lab export paper-dryrun cost attest test test-fast torture lint goldens lock clean always
+        notebook report explore lab export paper-dryrun cost attest test test-fast test-browser torture lint goldens lock clean always
 
 help:  ## this text
 	@echo 'The AMD kit: rerun "AMD: Adaptive Masked Distillation for Object Detection" (arXiv 2301.13538)'
@@ -160,6 +160,9 @@ notebook: $(SETUP)  ## execute the notebook NAME, with SETTINGS
 report: $(SETUP)  ## gather what is there in a static web site, results/<profile>/report/index.html
 	@$(AMDLIB) report $(WHERE)
 
+explore: $(SETUP)  ## write the mask explorer, one page for a browser: move phi, T and the level over test images (GROUP)
+	@$(AMDLIB) explore $(WHERE) $(call opt,GROUP,--group)
+
 lab: $(SETUP)  ## open the notebooks in JupyterLab (LAB: words for it)
 	@$(AMDLIB) lab -- $(foreach one,$(value LAB),$(call quote,$(one)))
 
@@ -175,11 +178,14 @@ cost: $(SETUP)  ## steps, measured seconds a step, memory and GPU-hours of each 
 attest: $(SETUP)  ## prove that edited code gives the digits of the old, so that records count further (an hour on two cores)
 	@$(AMDLIB) attest -- $(call plain,COMMIT)
 
-test: $(SETUP)  ## all tests (needs neither network nor GPU)
-	$(PY) -m pytest $(SPREAD)
+test: $(SETUP)  ## all tests but the browser's (needs neither network nor GPU)
+	$(PY) -m pytest $(SPREAD) -m 'not browser'
 
 test-fast: $(SETUP)  ## the tests that take seconds
-	$(PY) -m pytest $(SPREAD) -m 'not slow'
+	$(PY) -m pytest $(SPREAD) -m 'not slow and not browser'
+
+test-browser: $(SETUP)  ## what a browser does with the pages that the kit writes (needs chromium)
+	$(PY) -m pytest -m browser
 
 torture: $(SETUP)  ## kill a training run before and after every change that it makes to a file; each must end with the same bits (hours; JOBS)
 	$(PY) -m tests.torture.run $(call opt,JOBS,--jobs)

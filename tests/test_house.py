@@ -149,4 +149,4 @@ def test_errors_are_few():
 def test_tests_are_laid_out_as_the_package():
     folders = {path.name for path in (ROOT / 'tests').iterdir() if path.is_dir() and any(path.glob('test_*.py'))}
     packages = {path.name for path in PACKAGE.iterdir() if (path / '__init__.py').is_file()}
-    assert folders - {'notebooks', 'torture'} == packages
+    assert folders - {'browser', 'notebooks', 'torture'} == packages

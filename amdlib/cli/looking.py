@@ -91,6 +91,27 @@ def compare(given: Words) -> None:
     print(compare_folders(given.first, given.second, read.store(given)))
 
 
+@command(arg('photos', nargs='*', type=Path, metavar='PHOTO', help='pictures of your own; default: 20 test images'),
+         *WHERE, GROUP,
+         arg('--run', action='append', default=[], dest='runs', metavar='RUN',
+             help="whose attention, such as retinanet-amd-s0; repeatable; default: a pair's teacher and its students"),
+         arg('-o', '--output', type=Path, metavar='FILE', help='default: explorer.html beside the runs'))
+def explore(given: Words) -> None:
+    """Write the mask explorer as one HTML page: move phi, T and the level in a browser. Trains nothing."""
+    from amdlib.files import write_text
+    from amdlib.paper.pairs import GROUPS
+    from amdlib.show import explorer, features
+    photos = [(path.name, path.read_bytes()) for path in given.photos]
+    store = read.store(given)
+    runs = explorer.find_runs(store, given.runs, given.group or next(iter(GROUPS)))
+    shown = features.own_pictures(store, photos, runs[0].row.group.name)
+    data = explorer.explorer_data(runs, shown, store) if shown else explorer.data_of(runs, store)
+    output = given.output or store.folder / 'explorer.html'
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_text(output, explorer.page(data))
+    print(f'{output} ({output.stat().st_size / 1e6:.1f} MB): open it in a browser; it needs nothing else')
+
+
 @command()
 def doctor(_given: Words) -> int:
     """Print versions, GPU, memory, disk, what is missing and how to mend it."""

@@ -1,12 +1,8 @@
-"""What the notebooks to think with need besides the method itself: sliders over masks, and a few small measurements."""
+"""What the notebooks to think with need besides the method itself: a few small measurements, and masks, still."""
 from __future__ import annotations
 
-import functools
-import io
 from collections.abc import Sequence
 
-import ipywidgets as widgets
-import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
@@ -16,12 +12,12 @@ from amdlib.methods.amd import AMDLoss, keep_mask, spatial_attention
 from amdlib.paper.rows import ROWS
 from amdlib.runs.run import Run
 from amdlib.runs.store import Store
-from amdlib.show import features, pictures
+from amdlib.show import pictures
 from amdlib.show.charts import distillation_terms
 from amdlib.show.coverage import mask_coverage
 from amdlib.show.features import Picture
 
-PHIS = tuple(round(0.05 * i, 2) for i in range(2, 61))      # 0.1 to 3: of the slider, and of the curves beside it
+PHIS = tuple(round(0.05 * i, 2) for i in range(2, 61))      # 0.1 to 3, of curves
 
 
 # ---- small measurements -----------------------------------------------------------------------------------------
@@ -118,7 +114,7 @@ def coverage_in_words(coverage: pd.DataFrame, phi: float) -> str:
     return '\n'.join(told)
 
 
-# ---- sliders ----------------------------------------------------------------------------------------------------
+# ---- masks ------------------------------------------------------------------------------------------------------
 
 def done_runs(store: Store) -> list[Run]:
     """Every run of a store that has a valid record, teachers first, then in the order of the tables.
@@ -131,7 +127,7 @@ def done_runs(store: Store) -> list[Run]:
 
 
 def mask_figure(picture: Picture, f_t: Tensor, phi: float, temperature: float) -> Figure:
-    """The figure of the sliders, still: attention over the image, the mask, and both shares over phi.
+    """Attention over one image, the mask, and both shares over phi.
 
     Shapes: `f_t` (1, C, H, W), one level of the image's feature.
     """
@@ -151,57 +147,3 @@ def mask_grid(picture: Picture, lines: dict[str, tuple[Tensor, float]], phis: Se
         attention = spatial_attention(f_t, temperature)
         return {f'phi = {phi:g}': keep_mask(attention, phi)[0, 0] for phi in phis}
     return pictures.mask_grid(picture, {title: across_phi(*line) for title, line in lines.items()})
-
-
-class MaskExplorer(widgets.VBox):
-    """Sliders for image, run, phi, T and level above the figure of `mask_figure`, redrawn when one is let go.
-
-    The attention is computed from the chosen run's own features, as if it were the teacher.
-
-    Args:
-        runs: to choose from; the first is shown at first.
-        shown: pictures to choose from, as `features.pictures` gives them.
-    Errors: ValueError when there is no run or no picture.
-    """
-
-    def __init__(self, runs: Sequence[Run], shown: Sequence[Picture], store: Store, phi: float = 1.0,
-                 temperature: float = 0.5, level: int = 0) -> None:
-        if not runs or not shown:
-            raise ValueError(f'{len(runs)} runs and {len(shown)} pictures: expected at least one of each')
-        wide, late = widgets.Layout(width='32em'), {'continuous_update': False}
-        self.run = widgets.Dropdown(options=[(run.id, run) for run in runs], description='run', layout=wide)
-        self.picture = widgets.Dropdown(options=[(f'{p.image_id}: {p.file_name}', number)
-                                                 for number, p in enumerate(shown)],
-                                        description='image', layout=wide)
-        self.phi = widgets.FloatSlider(value=phi, min=PHIS[0], max=PHIS[-1], step=0.05, description='phi',
-                                       layout=wide, **late)
-        self.temperature = widgets.FloatLogSlider(value=temperature, base=10, min=-1.301, max=0.699, step=0.01,
-                                                  description='T', layout=wide, **late)   # 0.05 ... 5
-        self.level = widgets.IntSlider(value=level, min=0, max=len(runs[0].row.group.levels) - 1,
-                                       description='level', layout=wide, **late)
-        self.figure = widgets.Image(format='png')
-        self.told = widgets.Label()
-        detector = functools.cache(lambda run: features.load_detector(run, store))
-        self._levels = functools.cache(lambda run, number: features.level_features(
-            detector(run), [shown[number]], run.row.group.levels))
-        self._pictures = shown
-        controls = (self.run, self.picture, self.level, self.phi, self.temperature)
-        super().__init__([*controls, self.told, self.figure])
-        for control in controls:
-            control.observe(self._draw, names='value')
-        self._draw()
-
-    def _draw(self, _change: object = None) -> None:
-        levels = self._levels(self.run.value, self.picture.value)
-        self.level.max = len(levels) - 1     # Faster R-CNN has a level less; the slider moves along
-        f_t = levels[self.level.value]
-        figure = mask_figure(self._pictures[self.picture.value], f_t, self.phi.value, self.temperature.value)
-        png = io.BytesIO()
-        figure.savefig(png, format='png', dpi=100)
-        plt.close(figure)
-        self.figure.value = png.getvalue()
-        masked = keep_mask(spatial_attention(f_t, self.temperature.value), self.phi.value) == 0
-        self.told.value = f'{int(masked.sum())} of {masked.numel()} positions are masked'
-
-    def __repr__(self) -> str:      # what a page without a live kernel shows
-        return 'sliders for run, image, level, phi and T: they need a live kernel (make lab); below the same, still'

@@ -4,8 +4,9 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from mmengine.registry import DefaultScope
 from torch import Tensor, nn
 
 from amdlib.datasets import Dataset
+from amdlib.datasets.checks import image_size_px
 from amdlib.engine.taps import tap
 from amdlib.errors import DataError, RunError
+from amdlib.files import ROOT, read_json, write_json
 from amdlib.paper.pairs import GROUPS
-from amdlib.runs.config import config
+from amdlib.runs.config import Taught, config
 from amdlib.runs.run import Run
 from amdlib.runs.store import Store
 from amdlib.weights.reading import load_strictly, read_weights
@@ -75,6 +78,28 @@ def pictures(store: Store, image_ids: Iterable[int] | None = None, count: int | 
             for sample, pixels in zip(samples, batch['inputs'], strict=True)]
 
 
+def own_pictures(store: Store, files: Iterable[tuple[str, bytes]], group: str = FIRST_GROUP) -> list[Picture]:
+    """Pictures of the reader's own through the same pipeline, each padded by itself; they have no boxes.
+
+    Args:
+        files: name and content of each.
+    Errors: DataError for a file that is no picture.
+    """
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        image, ann = Path(folder) / 'image', Path(folder) / 'image.json'
+        own = replace(store, dataset=replace(store.dataset, test_ann=ann, test_images=Path(folder)))
+        for name, content in files:
+            width, height = image_size_px(Path(name), content)
+            image.write_bytes(content)
+            write_json(ann, {'images': [{'id': 0, 'file_name': image.name, 'width': width, 'height': height}],
+                             'annotations': [], 'categories': [{'id': number, 'name': label} for number, label in
+                                                               enumerate(store.dataset.classes)]})
+            (picture,) = pictures(own, [0], group=group)
+            found.append(replace(picture, file_name=name))
+    return found
+
+
 def _indices(coco: Any, ann: Path, image_ids: Iterable[int] | None, count: int | None, min_boxes: int) -> list[int]:
     """Where in mmdet's data set the wanted images are."""
     infos = [coco.get_data_info(index) for index in range(len(coco))]
@@ -114,18 +139,35 @@ def _normalisation(preprocessor: nn.Module) -> tuple:
 def load_detector(run: Run, store: Store, stale_ok: bool = False) -> nn.Module:
     """The plain detector that a run has trained: on the CPU, in eval mode, without gradient.
 
-    Errors: RunError naming the run, its state and how to make it, where it is not done; a stale one is loaded with
-    `stale_ok` only. WeightsError where its file does not fit the detector.
+    Errors: as of `weights_file`. WeightsError where its file does not fit the detector.
     """
-    found, path = store.state(run), store.weights(run)
-    if found.name != 'done' and not (found.name == 'stale' and stale_ok and path.is_file()):
-        raise RunError(f'{run.id} is {found}: make it with {store.command(run)}')
+    path = weights_file(run, store, stale_ok)
     model = config(run, store.dataset).model
     with DefaultScope.overwrite_default_scope('mmdet'):
         detector = MODELS.build(model.get('student', model))
     check_size(path)
     load_strictly(detector, read_weights(path), str(path))
     return detector.eval().requires_grad_(False)
+
+
+def weights_file(run: Run, store: Store, stale_ok: bool = False) -> Path:
+    """The file with a run's detector; of a teacher that was not evaluated here the one that the kit ships.
+
+    Errors: RunError naming the run, its state and how to make it, where it is not done; a stale one counts with
+    `stale_ok` only.
+    """
+    found, path = store.state(run), store.weights(run)
+    if found.name == 'done' or found.name == 'stale' and stale_ok and path.is_file():
+        return path
+    if shipped := _shipped(run):
+        return shipped
+    raise RunError(f'{run.id} is {found}: make it with {store.command(run)}')
+
+
+def _shipped(run: Run) -> Path | None:
+    """The file that the kit ships of a teacher, beside it (`.json`) what it is."""
+    path = run.published_files().get('checkpoint', '://') if run.row.is_teacher else '://'
+    return None if '://' in path else ROOT / path
 
 
 # ---- features ---------------------------------------------------------------------------------------------------
@@ -139,10 +181,34 @@ def level_features(model: nn.Module, pictures: Sequence[Picture], levels: Iterab
     return [torch.cat(chunks) for chunks in zip(*_chunks(model, pictures, levels), strict=True)]
 
 
+def scaled_features(model: nn.Module, pictures: Sequence[Picture], levels: Sequence[int],
+                    scales: Sequence[float]) -> list[Tensor]:
+    """`level_features`, each divided by its constant of `scales`: what a loss sees. Errors: as of `level_features`."""
+    return [f_t / scale for f_t, scale in zip(level_features(model, pictures, levels), scales, strict=True)]
+
+
 def magnitudes(model: nn.Module, pictures: Sequence[Picture], levels: Iterable[int]) -> list[Tensor]:
     """G of the given levels, (N, H, W) each; needs far less memory than `level_features`. Source: Eq. 2."""
     chunks = ([feature.abs().mean(dim=1) for feature in features] for features in _chunks(model, pictures, levels))
     return [torch.cat(parts) for parts in zip(*chunks, strict=True)]
+
+
+def scales(run: Run, store: Store) -> list[float]:
+    """The constant of each level of a run's group by which AMD's training at its profile divides features before it
+    makes a mask of them: its T and phi belong to features that are divided so. 1 where a profile does not scale.
+
+    Errors: RunError where neither the teacher's record nor what is shipped of it says how large its features are.
+    """
+    student = Run.of(f'{run.row.group.name}-amd', run.profile)
+    if student.reference_rms is None:
+        return [1.0] * len(student.levels)
+    teacher = run if run.row.is_teacher else student.teacher()
+    found, shipped = store.with_kept().state(teacher), _shipped(teacher)
+    told = found.record if found.name == 'done' else read_json(shipped.with_suffix('.json')) if shipped else {}
+    if not told.get('feature_rms'):
+        raise RunError(f'{teacher.id} is {found} and says not how large its features are: make it with '
+                       f'{store.command(teacher)}')
+    return Taught(store.weights(teacher), None, tuple(told['feature_rms'])).scales(student)
 
 
 def _chunks(model: nn.Module, pictures: Sequence[Picture], levels: Iterable[int]) -> Iterator[list[Tensor]]:

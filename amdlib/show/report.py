@@ -31,7 +31,7 @@ from amdlib.paper.profiles import Profile
 from amdlib.paper.tables import TABLES
 from amdlib.runs import evidence, fingerprints
 from amdlib.runs.store import KEPT, RECORD, Store
-from amdlib.show import tables
+from amdlib.show import explorer, tables
 from amdlib.words import log
 
 TEMPLATES = Path(__file__).parent / 'templates'
@@ -104,6 +104,7 @@ def build(store: Store) -> Path:
                pictures=pictures, notebooks=pages, runs=entries, group_title=tables.group_title,
                reference_label=tables.reference_label, others=others,
                planned=_planned(folder), bed=_markdown(folder / 'bed.md'),
+               explorer=explorer.for_report(store),
                notes={stem: _notes(folder / f'{stem}.md') for stem in found})
         styles = [HtmlFormatter(style=name).get_style_defs('.highlight') for name in ('default', 'github-dark')]
         (new / 'report.css').write_text((TEMPLATES / 'report.css').read_text() + styles[0] + (

@@ -1,4 +1,4 @@
-"""explore.py: small measurements against numbers by hand, and sliders that redraw without a browser."""
+"""explore.py: small measurements against numbers by hand, and still figures of masks."""
 import json
 import math
 import os
@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from amdlib.files import ROOT, write_json
-from amdlib.methods.amd import AMDLoss, keep_mask, spatial_attention
+from amdlib.methods.amd import AMDLoss
 from amdlib.paper.profiles import PROFILES
 from amdlib.runs.run import Run
 from amdlib.runs.store import State, Store
@@ -153,61 +153,7 @@ def test_loss_terms_split_what_was_logged_and_are_empty_where_nothing_was(store,
         {'step': step, 'detection': 4.0, 'distillation': 6.0} for step in (10, 20)]
 
 
-# ---- sliders ----------------------------------------------------------------------------------------------------
-
-@pytest.fixture
-def sliders(trained):
-    runs = [Run.of(row, 'mini') for row in ('retinanet-teacher', 'faster_rcnn-teacher')]
-    return explore.MaskExplorer(runs, features.pictures(trained, count=2), trained)
-
-
-@pytest.mark.parametrize(('control', 'value'), [('phi', 1.5), ('temperature', 3.0), ('level', 1), ('picture', 1)])
-def test_a_slider_that_moves_redraws_and_back_again(sliders, control, value):
-    first, slider = bytes(sliders.figure.value), getattr(sliders, control)
-    assert first.startswith(b'\x89PNG')
-    before, slider.value = slider.value, value
-    assert slider.value == pytest.approx(value)
-    assert bytes(sliders.figure.value) != first
-    slider.value = before
-    assert bytes(sliders.figure.value) == first
-
-
-def test_the_number_beside_the_figure_is_the_masks(sliders, trained):
-    sliders.phi.value = 1.05
-    (picture,) = features.pictures(trained, count=1)
-    f_t = features.level_features(features.load_detector(sliders.run.value, trained), [picture], [0])[0]
-    masked = keep_mask(spatial_attention(f_t, 0.5), sliders.phi.value) == 0
-    assert sliders.told.value == f'{int(masked.sum())} of 256 positions are masked'
-
-
-def test_a_run_with_fewer_levels_moves_the_level_along(sliders):
-    sliders.level.value = 4
-    assert sliders.told.value == '0 of 1 positions are masked'      # A is exactly 1 there
-    sliders.run.value = Run.of('faster_rcnn-teacher', 'mini')
-    assert (sliders.level.max, sliders.level.value) == (3, 3)
-    assert 'of 16 positions' in sliders.told.value
-    sliders.run.value = Run.of('retinanet-teacher', 'mini')
-    assert sliders.level.max == 4
-
-
-def test_each_run_sees_each_image_once(sliders, monkeypatch):
-    monkeypatch.setattr(features, 'load_detector', lambda *_: pytest.fail('a detector was loaded again'))
-    monkeypatch.setattr(features, 'level_features', lambda *_: pytest.fail('features were computed again'))
-    sliders.phi.value, sliders.temperature.value, sliders.level.value = 0.3, 1.0, 2
-
-
-def test_redrawing_leaves_no_figure_open_and_shows_no_object_address(sliders):
-    sliders.phi.value = 2.0
-    assert not plt.get_fignums()
-    assert 'live kernel' in repr(sliders)
-    assert len(repr(sliders)) <= 110
-    assert not [slider for slider in (sliders.phi, sliders.temperature, sliders.level) if slider.continuous_update]
-
-
-def test_nothing_to_choose_from_is_told(trained):
-    with pytest.raises(ValueError, match='0 runs and 0 pictures'):
-        explore.MaskExplorer([], [], trained)
-
+# ---- masks ------------------------------------------------------------------------------------------------------
 
 def test_the_figure_stands_images_without_boxes_and_levels_without_masks(trained):
     (picture,) = features.pictures(trained, count=1)

@@ -21,7 +21,7 @@ from amdlib.paper.tables import TABLES
 from amdlib.runs import fingerprints
 from amdlib.runs.run import table_runs
 from amdlib.runs.store import Store
-from amdlib.show import report, tables
+from amdlib.show import explorer, report, tables
 from tests.conftest import BAD
 
 NOWHERE = Path('nowhere')
@@ -301,10 +301,13 @@ def test_pages_are_well_formed_and_every_link_leads_somewhere_inside(site):
             assert not url.fragment or unquote(url.fragment) in pages[target].ids, f'{file.name}: {link}'
 
 
+ACTS = re.compile(r'<script|<iframe|@import|\bon\w+="')
+
+
 def test_nothing_is_loaded_from_the_network_or_run(site):
     for file in site.rglob('*.html'):
         assert not [load for load in Page(file).loads if re.match(r'(https?:)?//', load)]
-        assert not re.search(r'<script|<iframe|@import|\bon\w+="', file.read_text())
+        assert not ACTS.search(file.read_text())
     css = (site / 'report.css').read_text()
     assert 'url(' not in css
     assert '@import' not in css
@@ -312,6 +315,21 @@ def test_nothing_is_loaded_from_the_network_or_run(site):
 
 
 EVIL = '<img src=x onerror=alert(1)><script>alert(1)</script><a href="javascript:alert(1)">a</a>'
+
+
+def test_the_mask_explorer_is_the_one_thing_that_acts(copy, monkeypatch):
+    _, build = copy
+    own = explorer.fragment({'rule': EVIL, 'models': [], 'pictures': []})
+    monkeypatch.setattr(explorer, 'for_report', lambda _: own)
+    site = build()
+    index = (site / 'index.html').read_text()
+    assert index.count(own) == 1
+    assert EVIL not in own
+    assert re.findall('<script.*?>', own) == ['<script type="application/json">', '<script type="module">']
+    for file in site.rglob('*.html'):
+        assert not ACTS.search(file.read_text().replace(own, ''))
+        assert not [load for load in Page(file).loads if re.match(r'(https?:)?//', load)]
+    assert 'explorer' in Page(site / 'index.html').ids
 
 
 def test_what_a_stranger_calls_a_class_never_acts(copy):
