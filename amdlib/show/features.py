@@ -27,6 +27,7 @@ from amdlib.weights.reading import load_strictly, read_weights
 MODULE = 'neck.fpn_convs.{i}.conv'  # whose output is a level's feature, as in Distiller
 CHUNK = 16                          # images that pass through a detector at once
 FIRST_GROUP = next(iter(GROUPS))
+COVERED = 0.2, 0.6      # share of an image in boxes: in a fuller one any mask lies on objects, in an emptier one few do
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +73,38 @@ def pictures(store: Store, image_ids: Iterable[int] | None = None, count: int | 
                           'data_samples': [sample['data_samples'] for sample in samples]})
     return [_picture(sample, pixels, dataset.classes, _normalisation(preprocessor))
             for sample, pixels in zip(samples, batch['inputs'], strict=True)]
+
+
+def representative(dataset: Dataset, count: int, split: str = 'test') -> list[int]:
+    """Ids of the images that are shown where nobody asks for others: by rule, so that none is picked for what it shows.
+
+    The first of the split, in the data set's order, with two boxes or more that cover COVERED of the image; where there
+    are too few, those follow that come closest, and last those of a single box. Crowd boxes do not count.
+    Errors: DataError where no image has a box.
+    """
+    ann = dataset.train_ann if split == 'train' else dataset.test_ann
+    coco = json.loads(Path(ann).read_text())
+    boxes: dict[int, list] = {}
+    for truth in coco['annotations']:
+        if not truth.get('iscrowd'):
+            boxes.setdefault(truth['image_id'], []).append(truth['bbox'])
+    if not boxes:
+        raise DataError(f'{ann}: no image has a box')
+    low, high = COVERED
+
+    def misses(image: dict) -> tuple[bool, float]:
+        share = covered_share(boxes[image['id']], image['width'], image['height'])
+        return len(boxes[image['id']]) < 2, max(low - share, share - high, 0.0)
+    found = sorted((image for image in coco['images'] if image['id'] in boxes), key=misses)
+    return [image['id'] for image in found[:count]]
+
+
+def covered_share(boxes_xywh_px: Iterable[Sequence[float]], width: int, height: int) -> float:
+    """Which share of an image's pixels lies in any of its boxes, 0 to 1; boxes are rounded to whole pixels."""
+    covered = np.zeros((height, width), bool)
+    for x, y, w, h in boxes_xywh_px:
+        covered[max(0, round(y)):max(0, round(y + h)), max(0, round(x)):max(0, round(x + w))] = True
+    return float(covered.mean())
 
 
 def _indices(coco: Any, ann: Path, image_ids: Iterable[int] | None, count: int | None, min_boxes: int) -> list[int]:
