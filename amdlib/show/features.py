@@ -45,17 +45,17 @@ class Picture:
 # ---- images and detectors ---------------------------------------------------------------------------------------
 
 def pictures(store: Store, image_ids: Iterable[int] | None = None, count: int | None = None, split: str = 'test',
-             min_boxes: int = 1, group: str = FIRST_GROUP) -> list[Picture]:
+             group: str = FIRST_GROUP) -> list[Picture]:
     """Images through the profile's own test pipeline and the detectors' preprocessor, as in evaluation.
 
     The images of one call are one batch: all are padded to the size that holds the largest, in multiples of 32 px.
 
     Args:
-        image_ids: which images, in this order; None takes, in the order of the data set, those that have boxes.
+        image_ids: which images, in this order; None takes, in the order of the data set, those that have boxes;
+            what is shown as an example is chosen by `representative`.
         count: at most so many of them; None takes all.
-        min_boxes: how many boxes (crowd apart) an image must have to be taken where `image_ids` is None.
         group: for whose detectors; the paper's three groups see images alike.
-    Errors: DataError for an unknown split or image id, or where no image has so many boxes.
+    Errors: DataError for an unknown split or image id, or where no image has a box.
     """
     if split not in ('train', 'test'):
         raise DataError(f'split {split!r}: expected train or test')
@@ -68,7 +68,7 @@ def pictures(store: Store, image_ids: Iterable[int] | None = None, count: int | 
     with DefaultScope.overwrite_default_scope('mmdet'), contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
         coco = DATASETS.build(source)
         preprocessor = MODELS.build(cfg.model.data_preprocessor)
-    samples = [coco[index] for index in _indices(coco, ann, image_ids, count, min_boxes)]
+    samples = [coco[index] for index in _indices(coco, ann, image_ids, count)]
     batch = preprocessor({'inputs': [sample['inputs'] for sample in samples],
                           'data_samples': [sample['data_samples'] for sample in samples]})
     return [_picture(sample, pixels, dataset.classes, _normalisation(preprocessor))
@@ -107,14 +107,14 @@ def covered_share(boxes_xywh_px: Iterable[Sequence[float]], width: int, height: 
     return float(covered.mean())
 
 
-def _indices(coco: Any, ann: Path, image_ids: Iterable[int] | None, count: int | None, min_boxes: int) -> list[int]:
+def _indices(coco: Any, ann: Path, image_ids: Iterable[int] | None, count: int | None) -> list[int]:
     """Where in mmdet's data set the wanted images are."""
     infos = [coco.get_data_info(index) for index in range(len(coco))]
     if image_ids is None:
         found = [index for index, info in enumerate(infos)
-                 if sum(not instance['ignore_flag'] for instance in info['instances']) >= min_boxes]
+                 if not all(instance['ignore_flag'] for instance in info['instances'])]
         if not found:
-            raise DataError(f'{ann}: no image has {min_boxes} boxes or more')
+            raise DataError(f'{ann}: no image has a box')
     else:
         index_of = {info['img_id']: index for index, info in enumerate(infos)}
         image_ids = list(image_ids)
