@@ -10,7 +10,8 @@ from amdlib.cli import arguments as read
 from amdlib.cli.arguments import FORCE, JOBS, MEANS, OF_TARGETS, SEED, SEEDS, SETTINGS, WHERE, Words, arg
 from amdlib.cli.parsing import command
 from amdlib.errors import SettingError
-from amdlib.words import log
+from amdlib.terminal import SCREEN
+from amdlib.words import log, near
 
 if TYPE_CHECKING:
     from amdlib.runs.targets import Given, Target
@@ -75,8 +76,8 @@ def sweep(given: Words) -> None:
     folder = store.folder / f'sweep_{given.option}'
     run_missing([], store, force=given.force, executed={run: folder / f'{run.id}.ipynb' for run in runs})
     cells = sweeps.tidy(runs, store.collect(runs), given.option)
-    print(f'\n{tables.as_markdown(sweeps.wide(cells))}\n')
-    print(f'executed notebooks: {folder}')
+    SCREEN.say(f'\n{tables.as_markdown(sweeps.wide(cells))}\n')
+    SCREEN.say(f'executed notebooks: {folder}')
 
 
 @command(arg('name', help='file name in notebooks/, without .ipynb'), *WHERE, *MEANS, JOBS,
@@ -97,13 +98,14 @@ def notebook(given: Words) -> None:
     if not Path(os.path.abspath(output)).is_relative_to(os.path.abspath(store.results)):
         raise SettingError(f'--output {given.output}: expected a name below {store.results}')
     notebooks.execute(notebooks.NOTEBOOKS / f'{given.name}.ipynb', output, {**store.parameters(), **parameters})
+    SCREEN.say(f'\nopen {near(output)} (make lab)')
 
 
 @command(*WHERE)
 def report(given: Words) -> None:
     """Gather tables, figures and notebooks in a static HTML site."""
     from amdlib.show import report
-    print(report.build(read.store(given)))
+    SCREEN.say(f'open {near(report.build(read.store(given)))}')
 
 
 @command(arg('words', nargs='*', metavar='ARGS', help="after `--`: jupyter lab's own, such as -- --port 8889"))
