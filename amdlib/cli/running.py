@@ -83,7 +83,8 @@ def sweep(given: Words) -> None:
 @command(arg('name', help='file name in notebooks/, without .ipynb'), *WHERE, *MEANS, JOBS,
          arg('--set', action='append', default=[], metavar='KEY=VALUE',
              help='a parameter of the notebook; an unknown one is an error'),
-         arg('--output', metavar='NAME', help='of the executed copy, below results/; default: the same'))
+         arg('--output', metavar='NAME', help='of the executed copy, below results/; default: the same'),
+         arg('--page', action='store_true', help='make the report too, where it is a page to read without JupyterLab'))
 def notebook(given: Words) -> None:
     """Execute a notebook by papermill; its output appears here."""
     from amdlib.runs import notebooks
@@ -98,7 +99,10 @@ def notebook(given: Words) -> None:
     if not Path(os.path.abspath(output)).is_relative_to(os.path.abspath(store.results)):
         raise SettingError(f'--output {given.output}: expected a name below {store.results}')
     notebooks.execute(notebooks.NOTEBOOKS / f'{given.name}.ipynb', output, {**store.parameters(), **parameters})
-    SCREEN.say(f'\nopen {near(output)} (make lab)')
+    if given.page:
+        from amdlib.show import report
+        output = report.build(store).parent / 'notebooks' / output.relative_to(store.folder).with_suffix('.html')
+    SCREEN.say(f'\nopen {near(output)}')
 
 
 @command(*WHERE)

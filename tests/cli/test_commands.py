@@ -493,6 +493,7 @@ def test_status_of_nothing_counts_every_run_and_says_what_is_next(call, coco_fol
     count = int(never.split()[0])
     assert f'{count} runs: {count} missing' in lines
     assert lines[-3].split() == [list(TARGETS)[-1], '0', 'of', '1', 'runs', 'done;', 'not', 'executed', 'yet']
+    assert not (tmp_path / 'out').exists()
     assert lines[-1] == (f'0 of {count} done, no run to tell the time from, next: make reproduce-table1 PROFILE=small '
                          'GROUP=faster_rcnn')
 
