@@ -193,7 +193,7 @@ class _Batch:
                 parts.append(f'{run.id} starting')
                 continue
             phase, step, of = told['phase'], told['step'], max(1, told['steps'])
-            if phase in ('train', 'test'):
+            if phase in ('train', 'test', 'done'):
                 share = step / of if phase == 'train' else 1.0
                 self.before[run] = min(self.before[run], share)     # it began anew
                 steps += self.steps[run] * (share - self.before[run])

@@ -35,13 +35,14 @@ STYLE = {'font.size': 9, 'axes.spines.top': False, 'axes.spines.right': False, '
          'axes.grid.axis': 'y', 'grid.alpha': 0.3, 'axes.axisbelow': True, 'svg.hashsalt': 'amd'}
 
 
-def save(figure: Figure, stem: Path) -> None:
+def save(figure: Figure, stem: Path, kinds: Iterable[str] = ('png', 'svg')) -> None:
     """Write `stem`.png (200 dots an inch) and `stem`.svg."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     with plt.rc_context(STYLE):  # the svg's ids are salted when it is written
-        for kind, how in (('png', {'dpi': 200, 'metadata': {'Software': None}}), ('svg', {'metadata': {'Date': None}})):
+        how = {'png': {'dpi': 200, 'metadata': {'Software': None}}, 'svg': {'metadata': {'Date': None}}}
+        for kind in kinds:
             with whole(stem.with_suffix(f'.{kind}')) as beside:
-                figure.savefig(beside, format=kind, **how)
+                figure.savefig(beside, format=kind, **how[kind])
 
 
 def differences(cells: pd.DataFrame) -> Figure:
