@@ -79,7 +79,7 @@ HOW       = $(WHERE) $(ASKED) $(MEANS) $(call flag,FORCE,--force)
 SPREAD   := -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: help setup doctor list values data reproduce-all sweep-phi status bed calibrate plan compare verify keep teachers backbone weights \
-        notebook report explore lab export paper-dryrun cost attest test test-fast test-browser torture lint goldens lock clean always
+        demo notebook report explore lab export paper-dryrun cost attest test test-fast test-browser torture lint goldens lock clean always
 
 help:  ## this text
 	@echo 'The AMD kit: rerun "AMD: Adaptive Masked Distillation for Object Detection" (arXiv 2301.13538)'
@@ -153,6 +153,9 @@ backbone: $(SETUP)  ## pre-train the small backbone that students start from, be
 
 weights: $(SETUP)  ## find or fetch the published weights of PROFILE=paper, and say where they are
 	@$(AMDLIB) weights $(PUBLISHED)
+
+demo: $(SETUP)  ## five minutes on two cores: from pictures to a row of Table I (00_start, which trains two short runs)
+	@$(AMDLIB) notebook $(WHERE) $(MEANS) --page -- 00_start
 
 notebook: $(SETUP)  ## execute the notebook NAME, with SETTINGS
 	@$(AMDLIB) notebook $(WHERE) $(MEANS) $(if $(value SETTINGS),--set=$(call quote,settings=$(value SETTINGS))) -- $(call plain,NAME)

@@ -3,30 +3,36 @@ from __future__ import annotations
 
 import datetime
 import logging
-import sys
 from collections.abc import Iterable
+from pathlib import Path
+from typing import TextIO
+
+from amdlib.terminal import SCREEN, Screen
 
 log = logging.getLogger('amdlib')
 
 
-class _Standard(logging.StreamHandler):
-    """Writes to what sys.stdout is at that moment: a notebook and a test exchange it."""
+class _Shown(logging.Handler):
+    """Says what is logged on a screen."""
 
-    def __init__(self) -> None:
-        logging.Handler.__init__(self)
+    def __init__(self, screen: Screen) -> None:
+        super().__init__()
+        self.screen = screen
 
-    @property
-    def stream(self):
-        return sys.stdout
+    def emit(self, record: logging.LogRecord) -> None:
+        self.screen.say(record.getMessage())
 
 
-def show_log(stream=None) -> None:
+def show_log(stream: TextIO | None = None) -> None:
     """Print what the kit says, as plain lines; on standard output unless `stream` is given. The last call counts."""
-    handler = _Standard() if stream is None else logging.StreamHandler(stream)
-    handler.setFormatter(logging.Formatter('%(message)s'))
-    log.handlers[:] = [handler]
+    log.handlers[:] = [_Shown(SCREEN if stream is None else Screen(stream))]
     log.setLevel(logging.INFO)
     log.propagate = False
+
+
+def hours(seconds: float) -> str:
+    """About how long: `2 min`, `3.5 h`."""
+    return f'{max(1, round(seconds / 60))} min' if seconds < 5400 else f'{seconds / 3600:.1f} h'
 
 
 def minutes(seconds: float) -> str:
@@ -38,6 +44,11 @@ def minutes(seconds: float) -> str:
 def timestamp() -> str:
     """Now, UTC, to the second."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds')
+
+
+def near(path: Path) -> str:
+    """A path as it is written from the working folder."""
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def number(value: float | None, form: str = '.1f') -> str:

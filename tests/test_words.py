@@ -4,13 +4,17 @@ import sys
 
 import pytest
 
-from amdlib.words import log, minutes, number, plural, show_log, some, timestamp
+from amdlib.words import hours, log, minutes, number, plural, show_log, some, timestamp
 
 
 @pytest.mark.parametrize(('seconds', 'text'), [(0, '0:00'), (5, '0:05'), (9.6, '0:10'), (100, '1:40'), (600, '10:00'),
                                                (3599, '59:59'), (7400, '2:03:20'), (36000, '10:00:00')])
 def test_minutes(seconds, text):
     assert minutes(seconds) == text
+
+
+def test_hours():
+    assert [hours(seconds) for seconds in (0, 89, 95, 5399, 12600)] == ['1 min', '1 min', '2 min', '90 min', '3.5 h']
 
 
 def test_numbers_and_lists():

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from amdlib.cli.parsing import COMMANDS, parser
 from amdlib.errors import KitError
+from amdlib.terminal import Screen
 from amdlib.words import show_log
 
 __all__ = ['COMMANDS', 'main', 'parser', 'told']
@@ -37,7 +38,7 @@ def told(do: Callable[[], int | None]) -> int:
         return 1
     except (KitError, OSError) as error:
         of_a_file = isinstance(error, OSError) and error.filename is not None
-        print(f'error: {error.filename}: {error.strerror}' if of_a_file else f'error: {error}', file=sys.stderr)
+        Screen(sys.stderr).say(f'error: {error.filename}: {error.strerror}' if of_a_file else f'error: {error}')
         return 1
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 from amdlib.cli import arguments as read
 from amdlib.cli.arguments import FORCE, GROUP, JOBS, MEANS, SETTINGS, WHERE, Words, arg
 from amdlib.cli.parsing import command
+from amdlib.terminal import SCREEN
 
 
 @command(*WHERE, GROUP, *SETTINGS, arg('--write', action='store_true', help='write bed.md and bed.csv too'),
@@ -14,9 +15,9 @@ def bed(given: Words) -> None:
     from amdlib.show.bed import Bed, write
     groups, settings, store = read.groups(given), read.settings(given), read.store(given).with_kept()
     beds = [Bed(store, group, settings, not given.no_masks) for group in groups]
-    print('\n\n'.join(bed.markdown() for bed in beds))
+    SCREEN.say('\n\n'.join(bed.markdown() for bed in beds))
     if given.write:
-        print(f'\n{write(beds)}')
+        SCREEN.say(f'\n{write(beds)}')
 
 
 @command(*WHERE, GROUP, read.ARM, *read.OF_CALIBRATION, *SETTINGS, *MEANS, JOBS, FORCE)
@@ -30,7 +31,7 @@ def calibrate(given: Words) -> None:
     calibrate.check(find_profile(given.profile), *asked)
     store = read.store(given)
     calibrate.calibrate(store, *asked, read.settings(given), force=given.force)
-    print(f'\n{calibrate.as_markdown(calibrate.read(store))}')
+    SCREEN.say(f'\n{calibrate.as_markdown(calibrate.read(store))}')
 
 
 @command(*WHERE, arg('--group', default='retinanet', help='retinanet (default), reppoints or faster_rcnn'), *SETTINGS,
@@ -43,7 +44,7 @@ def plan(given: Words) -> None:
     from amdlib.show.tables import as_markdown
     settings, store = read.settings(given), read.store(given)
     train_plan(store, given.group, settings)
-    print(f'\n{as_markdown(as_text(Plan(store, given.group, settings).results()))}')
+    SCREEN.say(f'\n{as_markdown(as_text(Plan(store, given.group, settings).results()))}')
 
 
 @command(*WHERE, GROUP, read.OF_TEACHERS, *MEANS, JOBS, FORCE)
@@ -53,7 +54,7 @@ def teachers(given: Words) -> None:
     from amdlib.runs import teachers
     groups, seeds = read.groups(given) if given.group else [], read.seeds(given)
     for file in teachers.make(read.store(given), groups, seeds, force=given.force):
-        print(file)
+        SCREEN.say(file)
 
 
 @command(*WHERE)
@@ -69,4 +70,4 @@ def pretrain(given: Words) -> None:
     """Pre-train the small backbone that students start from, on single shapes, and put it with its record below
     data/teachers/ instead of an older one."""
     from amdlib.runs import pretrain
-    print(pretrain.make(read.store(given)))
+    SCREEN.say(pretrain.make(read.store(given)))

@@ -7,6 +7,7 @@ from pathlib import Path
 from amdlib.cli import arguments as read
 from amdlib.cli.arguments import GROUP, JOBS, METHODS, SEED, SEEDS, SETTINGS, WHERE, Words, arg
 from amdlib.cli.parsing import command
+from amdlib.terminal import SCREEN
 
 
 @command()
@@ -20,7 +21,8 @@ def list_(_given: Words) -> None:
     from amdlib.runs.run import Run
     from amdlib.show.values import assumptions
     names = ' '.join(f'{name:>6}' for name in PROFILES)
-    print(f'{"row":26} {"paper mAP":>9}  {"detector":18} {"method":7} {names} epochs  tables')
+    SCREEN.say('row, the paper\'s mAP, detector, method, epochs by profile, tables\n')
+    SCREEN.say(f'{"":26} {"mAP":>5}  {"":18} {"":6} {names}')
     for row in ROWS.values():
         tables = [table for table in TABLES.values() if row in table.rows()]
         values = [paper_value(table.number, row.group.name, row.name, 'mAP') for table in tables]
@@ -29,18 +31,18 @@ def list_(_given: Words) -> None:
         epochs = ' '.join(f'{"-" if profile.published and row.is_teacher else Run(row, profile).epochs:>6}'
                           for profile in PROFILES.values())
         detector = row.group.teacher_label if row.is_teacher else row.group.student_label
-        print(f'{row.id:26} {value:>9}  {detector:18} {row.method or "-":7} {epochs}         '
-              f'{" ".join(table.number for table in tables)}')
-    print('\nsettings, for --set (and, for one row, the options of its method, such as phi):')
-    print('\n'.join(f'  {name:18} {text}' for name, text in SETTING_TEXTS.items()))
-    print(f'\n{assumptions()}')
+        SCREEN.say(f'{row.id:26} {value:>5}  {detector:18} {row.method or "-":6} {epochs}  '
+                   f'{" ".join(table.number for table in tables)}')
+    SCREEN.say('\nsettings, for --set (and, for one row, the options of its method, such as phi):')
+    SCREEN.say('\n'.join(f'  {name:18} {text}' for name, text in SETTING_TEXTS.items()))
+    SCREEN.say(f'\n{assumptions()}')
 
 
 @command()
 def values(_given: Words) -> None:
     """Print every value of the paper's experiments with its source."""
     from amdlib.show.values import as_text, paper_values
-    print(as_text(paper_values()))
+    SCREEN.say(as_text(paper_values()))
 
 
 @command(arg('row', help='such as retinanet-amd, or retinanet-path/to/file.py:CLASS'), *WHERE, SEED, *SETTINGS)
@@ -65,7 +67,7 @@ def table(given: Words) -> None:
     runs = table_runs(wanted, given.profile, given.group, read.seeds(given), read.settings(given), arm=given.arm)
     store = read.store(given).with_kept()
     runs = with_factors(runs, store) if given.calibrated else runs
-    print(tables.readable(tables.tidy(wanted, store.collect(runs)), store.profile))
+    SCREEN.say(tables.readable(tables.tidy(wanted, store.collect(runs)), store.profile))
 
 
 @command(arg('runs', nargs='*', metavar='RUN', help='such as retinanet-amd-s0; default: all runs and tables here'),
@@ -78,7 +80,7 @@ def verify(given: Words) -> int:
     from amdlib.runs.device import default_jobs
     from amdlib.show.verify import DISAGREES, lines, told, verify
     found = verify(read.store(given), given.runs, given.names, given.committed, given.jobs or default_jobs('cpu'))
-    print('\n'.join([*lines(found), told(found)]))
+    SCREEN.say('\n'.join([*lines(found), told(found)]))
     return 1 if any(one.state == DISAGREES for one in found) else 0
 
 
@@ -88,7 +90,7 @@ def compare(given: Words) -> None:
     """Set the runs that two results folders share side by side: numbers, weights, and what else differs, such as the
     machine."""
     from amdlib.show.folders import compare_folders
-    print(compare_folders(given.first, given.second, read.store(given)))
+    SCREEN.say(compare_folders(given.first, given.second, read.store(given)))
 
 
 @command(arg('photos', nargs='*', type=Path, metavar='PHOTO', help='pictures of your own; default: 20 test images'),
@@ -123,9 +125,9 @@ def doctor(_given: Words) -> int:
 def data(given: Words) -> None:
     """Prepare and check a data set."""
     dataset = read.store(given, sys.stdout).dataset
-    print(f'{dataset.name}: {len(dataset.classes)} classes, fingerprint {dataset.fingerprint}')
+    SCREEN.say(f'{dataset.name}: {len(dataset.classes)} classes, fingerprint {dataset.fingerprint}')
     for note in dataset.notes:
-        print(f'  note: {note}')
+        SCREEN.say(f'  note: {note}')
 
 
 @command(arg('rows', nargs='*', help='default: all rows'), *read.PUBLISHED)

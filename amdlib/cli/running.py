@@ -10,7 +10,8 @@ from amdlib.cli import arguments as read
 from amdlib.cli.arguments import FORCE, JOBS, MEANS, OF_TARGETS, SEED, SEEDS, SETTINGS, WHERE, Words, arg
 from amdlib.cli.parsing import command
 from amdlib.errors import SettingError
-from amdlib.words import log
+from amdlib.terminal import SCREEN
+from amdlib.words import log, near
 
 if TYPE_CHECKING:
     from amdlib.runs.targets import Given, Target
@@ -75,14 +76,15 @@ def sweep(given: Words) -> None:
     folder = store.folder / f'sweep_{given.option}'
     run_missing([], store, force=given.force, executed={run: folder / f'{run.id}.ipynb' for run in runs})
     cells = sweeps.tidy(runs, store.collect(runs), given.option)
-    print(f'\n{tables.as_markdown(sweeps.wide(cells))}\n')
-    print(f'executed notebooks: {folder}')
+    SCREEN.say(f'\n{tables.as_markdown(sweeps.wide(cells))}\n')
+    SCREEN.say(f'executed notebooks: {folder}')
 
 
 @command(arg('name', help='file name in notebooks/, without .ipynb'), *WHERE, *MEANS, JOBS,
          arg('--set', action='append', default=[], metavar='KEY=VALUE',
              help='a parameter of the notebook; an unknown one is an error'),
-         arg('--output', metavar='NAME', help='of the executed copy, below results/; default: the same'))
+         arg('--output', metavar='NAME', help='of the executed copy, below results/; default: the same'),
+         arg('--page', action='store_true', help='make the report too, where it is a page to read without JupyterLab'))
 def notebook(given: Words) -> None:
     """Execute a notebook by papermill; its output appears here."""
     from amdlib.runs import notebooks
@@ -97,13 +99,17 @@ def notebook(given: Words) -> None:
     if not Path(os.path.abspath(output)).is_relative_to(os.path.abspath(store.results)):
         raise SettingError(f'--output {given.output}: expected a name below {store.results}')
     notebooks.execute(notebooks.NOTEBOOKS / f'{given.name}.ipynb', output, {**store.parameters(), **parameters})
+    if given.page:
+        from amdlib.show import report
+        output = report.build(store).parent / 'notebooks' / output.relative_to(store.folder).with_suffix('.html')
+    SCREEN.say(f'\nopen {near(output)}')
 
 
 @command(*WHERE)
 def report(given: Words) -> None:
     """Gather tables, figures and notebooks in a static HTML site."""
     from amdlib.show import report
-    print(report.build(read.store(given)))
+    SCREEN.say(f'open {near(report.build(read.store(given)))}')
 
 
 @command(arg('words', nargs='*', metavar='ARGS', help="after `--`: jupyter lab's own, such as -- --port 8889"))

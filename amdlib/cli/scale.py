@@ -6,6 +6,7 @@ from pathlib import Path
 from amdlib.cli import arguments as read
 from amdlib.cli.arguments import DEVICE, JOBS, SETTINGS, WHERE, Words, arg
 from amdlib.cli.parsing import command
+from amdlib.terminal import SCREEN
 
 
 @command(*read.OF_EXPORT)
@@ -17,7 +18,7 @@ def export(given: Words) -> None:
     written = export.export(given.run, read.store(given), output=given.output, with_onnx=given.onnx,
                             files=parse(given.set), method=given.method, stale_ok=given.stale_ok)
     for path in written.values():
-        print(f'{path} ({path.stat().st_size:,} bytes)')
+        SCREEN.say(f'{path} ({path.stat().st_size:,} bytes)')
 
 
 @command(arg('rows', nargs='*', help='default: all rows; teachers come along'),
@@ -54,7 +55,7 @@ def cost(given: Words) -> None:
             cost.measure(rows, store, recipe, steps=given.steps, on_cpu=on_cpu)
     path = (cost.write_switches(rows, store, settings) if given.switches else
             cost.write(cost.table(rows, store, settings), store))
-    print(path.read_text())
+    SCREEN.say(path.read_text())
 
 
 @command(arg('commit', nargs='?', help='that made the records; default: the last one'))

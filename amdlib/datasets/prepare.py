@@ -6,6 +6,7 @@ recipe nor any file has changed. Both tell what is in the data set.
 from __future__ import annotations
 
 import contextlib
+import shutil
 import textwrap
 from pathlib import Path
 
@@ -112,6 +113,6 @@ def _log_summary(dataset: Dataset, counts: dict) -> None:
                  f'{count["large"]:>9}{count["crowd"]:>7}')
     per_class = (f'{name} {counts["train"]["classes"].get(name, 0)}/{counts["test"]["classes"].get(name, 0)}'
                  for name in dataset.classes)
-    log.info(textwrap.fill('boxes per class (train/test): ' + ', '.join(per_class), 110, subsequent_indent='  '))
-    for note in dataset.notes:
-        log.info(textwrap.fill(f'note: {note}', 110, subsequent_indent='  '))
+    width = min(110, shutil.get_terminal_size((110, 0)).columns)
+    for text in ('boxes per class (train/test): ' + ', '.join(per_class), *(f'note: {note}' for note in dataset.notes)):
+        log.info(textwrap.fill(text, width, subsequent_indent='  '))

@@ -22,6 +22,7 @@ from amdlib.runs.device import default_jobs
 from amdlib.runs.progress import describe, quiet_s, read_progress
 from amdlib.runs.run import Run, with_teachers
 from amdlib.runs.store import RECORD, Store, tidy
+from amdlib.terminal import SCREEN
 from amdlib.words import log, minutes
 
 POLL_S = 0.5
@@ -183,7 +184,8 @@ class _Batch:
         return f'{self.total - self.to_do + self.finished}/{self.total}'
 
     def _print_progress(self) -> None:
-        if time.monotonic() - self.printed_s < self.line_every_s or not self.running:
+        every_s = min(1.0, self.line_every_s) if SCREEN.rewrites else self.line_every_s
+        if time.monotonic() - self.printed_s < every_s or not self.running:
             return
         self.printed_s, parts, steps = time.monotonic(), [], self.steps_done
         for run, child in self.running.items():
@@ -191,16 +193,20 @@ class _Batch:
             if not told or quiet_s(told) > self.printed_s - child.began_s + 1:  # what an earlier process has left
                 parts.append(f'{run.id} starting')
                 continue
-            if told['phase'] in ('train', 'test'):
-                share = told['step'] / max(1, told['steps']) if told['phase'] == 'train' else 1.0
+            phase, step, of = told['phase'], told['step'], max(1, told['steps'])
+            if phase in ('train', 'test', 'done'):
+                share = step / of if phase == 'train' else 1.0
                 self.before[run] = min(self.before[run], share)     # it began anew
                 steps += self.steps[run] * (share - self.before[run])
-            parts.append(describe(run.id, told['phase'], told['step'], told['steps'], told.get('s_per_step'),
-                                  told.get('left_s'), quiet_s(told)))
+            in_full = describe(run.id, phase, step, told['steps'], told.get('s_per_step'), told.get('left_s'),
+                               quiet_s(told))
+            short = SCREEN.rewrites and 'no step' not in in_full
+            parts.append(f'{run.id} {phase} {step / of:.0%}' if short else in_full)
         elapsed_s, share = self.printed_s - self.began_s, steps / max(1, sum(
             count * (1 - self.before[run]) for run, count in self.steps.items()))
         left = f', about {minutes(elapsed_s * (1 / share - 1))} left in all' if 0.02 < share < 1 else ''
-        log.info(f'[{self._done()}] {minutes(elapsed_s)}{left}  ' + ' | '.join(parts))
+        text = f'[{self._done()}] {minutes(elapsed_s)}{left}  ' + ' | '.join(parts)
+        (SCREEN.progress if SCREEN.rewrites else log.info)(text)
 
 
 def _steps(run: Run, images: int) -> int:

@@ -16,6 +16,7 @@ from nbclient.exceptions import DeadKernelError
 
 from amdlib.errors import RunError
 from amdlib.files import ROOT, whole
+from amdlib.terminal import Screen
 
 NOTEBOOKS = ROOT / 'notebooks'
 ENDS_WITHIN_S = 10      # a cell that is interrupted
@@ -72,11 +73,13 @@ def execute(notebook: Path, output: Path, parameters: dict[str, Any]) -> Path:
     output.parent.mkdir(parents=True, exist_ok=True)
     failed = output.with_name(f'{output.stem}.failed.ipynb')
     failed.unlink(missing_ok=True)
+    screen = Screen()
     with tempfile.TemporaryDirectory() as folder:   # a failed execution must not pass for the result
         executed = Path(folder) / output.name
         try:
             papermill.execute_notebook(str(notebook), str(executed), parameters=given, progress_bar=False,
-                                       stdout_file=sys.stdout, stderr_file=sys.stderr, kernel_manager_class=_Kernel,
+                                       stdout_file=screen, stderr_file=sys.stderr, kernel_manager_class=_Kernel,
+                                       coalesce_streams=True,   # of a line that was rewritten, the last is stored
                                        extra_arguments=['--IPKernelApp.log_level=ERROR'], cwd=str(notebook.parent))
         except papermill.PapermillExecutionError as error:
             _copy(executed, failed)
@@ -88,6 +91,8 @@ def execute(notebook: Path, output: Path, parameters: dict[str, Any]) -> Path:
             _copy(executed, failed)
             raise RunError(f'the kernel of {notebook.name} died (killed, or out of memory?)\n'
                            f'executed so far: {failed}') from None
+        finally:
+            screen.close()
         _copy(executed, output)
     return output
 

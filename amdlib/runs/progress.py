@@ -5,7 +5,6 @@ import contextlib
 import datetime
 import os
 import platform
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import psutil
 
 from amdlib.files import read_json, write_json
+from amdlib.terminal import SCREEN
 from amdlib.words import log, minutes, timestamp
 
 FILE = 'progress.json'
@@ -20,13 +20,12 @@ QUIET_S = 60    # after which a run that tells nothing is said to
 
 
 class ProgressReport:
-    """Step, speed and time left: into progress.json, and onto a terminal (one line rewritten) or into a log or notebook
-    (a line every `line_every_s`). Called as the engine's `watch`."""
+    """Step, speed and time left: into progress.json, and onto a terminal or a notebook's page (one line rewritten) or
+    into a log (a line every `line_every_s`). Called as the engine's `watch`."""
 
     def __init__(self, folder: Path, run_id: str, line_every_s: float = 20) -> None:
         self.folder, self.run_id, self.line_every_s = folder, run_id, line_every_s
         self.written_s = self.printed_s = 0.0
-        self.width = 0
 
     def __call__(self, phase: str, step: int, steps: int, s_per_step: float | None = None, **more: Any) -> None:
         now = time.monotonic()
@@ -38,14 +37,12 @@ class ProgressReport:
                 'phase': phase, 'step': step, 'steps': steps, 's_per_step': s_per_step, 'left_s': left_s,
                 'pid': os.getpid(), 'started': psutil.Process().create_time(), 'host': platform.node(),
                 'updated': timestamp(), **more})
-        on_terminal = sys.stdout.isatty()
-        if not last and now - self.printed_s < (0.5 if on_terminal else self.line_every_s):
+        if not last and now - self.printed_s < (0.5 if SCREEN.rewrites else self.line_every_s):
             return
         self.printed_s = now
         text = describe(self.run_id, phase, step, steps, s_per_step, left_s)
-        if on_terminal:
-            print('\r' + text.ljust(self.width), end='\n' if last else '', flush=True)
-            self.width = len(text)
+        if SCREEN.rewrites and not last:
+            SCREEN.progress(text)
         else:
             log.info(text)
 

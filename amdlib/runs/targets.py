@@ -12,9 +12,14 @@ from amdlib.paper.pairs import GROUPS, find_group
 from amdlib.paper.tables import PHI, TABLES
 from amdlib.runs import batch, notebooks
 from amdlib.runs.calibrate import with_factors
+from amdlib.runs.device import default_jobs
 from amdlib.runs.run import Run, row_runs, sweep_runs, table_runs, with_teachers
-from amdlib.runs.store import RECORD, Store
-from amdlib.words import log
+from amdlib.runs.store import RECORD, State, Store
+from amdlib.runs.times import expected_s
+from amdlib.words import hours, log, near, some
+
+NEVER_RUN, EXECUTED = State('missing', 'never run'), 'executed'
+LISTED = 8      # runs that were never run, by name; more are counted
 
 
 @dataclass(frozen=True)
@@ -121,7 +126,8 @@ def reproduce(targets: list[Target], store: Store, given: Given) -> None:
         could be made is left out.
     """
     known = _parameters(targets, given)
-    wanted, failed = {target: target.runs(store, given) for target in targets}, []
+    wanted = {target: target.runs(store, given) for target in targets}
+    failed, made = [], []
     if len(targets) > 1:  # one batch keeps every core or card busy; a single notebook trains what it lacks itself
         try:
             executed = {run: path for target, runs in wanted.items()
@@ -144,8 +150,12 @@ def reproduce(targets: list[Target], store: Store, given: Given) -> None:
                               {**store.parameters(), **target.parameters, **own})
         except RunError as error:
             failed.append(f'{target.name}: {error}')
+        else:
+            made += [store.folder / f'{target.name}.{kind}' for kind in ('md', 'png', 'ipynb')]
     if failed:
         raise RunError('\n'.join(failed))
+    log.info(f'\nopen {", ".join(near(path) for path in made if path.is_file())}' if len(targets) == 1 else
+             f'\nopen {near(store.folder)}: tables (.md), figures (.png), executed notebooks; make report shows all')
 
 
 def _parameters(targets: list[Target], given: Given) -> dict[Target, dict]:
@@ -159,22 +169,47 @@ def _parameters(targets: list[Target], given: Given) -> dict[Target, dict]:
 
 
 def status(targets: list[Target], store: Store, given: Given) -> None:
-    """Say of every run that the targets need its state and why, then how far each target is."""
+    """Say of every run that the targets need its state and why, how far each target is, what is left and what comes
+    next."""
     _parameters(targets, given)
     wanted = {target: target.runs(store, given) for target in targets}
     runs = with_teachers(run for runs in wanted.values() for run in runs)
     states = {run: store.state(run) for run in runs}
-    width = max((len(run.id) for run in runs), default=0)
-    for run, found in states.items():
+    never = [run for run, found in states.items() if found == NEVER_RUN]
+    listed = [run for run in runs if run not in never or len(never) <= LISTED]
+    width = max((len(run.id) for run in listed), default=0)
+    for run in listed:
+        found = states[run]
         told = f'{found.record["numbers"]["mAP"]:.1f} mAP' if found.name == 'done' else found.why
         note = f' ({found.note})' if found.note else ''
         needed = ' '.join(target.name for target, own in wanted.items() if run in own) or 'as a teacher'
         log.info(f'{run.id:{width}}  {found.name:8} {told}{note}  [{needed}]')
+    if len(never) > LISTED:
+        log.info(f'{len(never)} never run: {some(run.id for run in never)}')
     counts = Counter(found.name for found in states.values())
     log.info(f'\n{len(runs)} runs: ' + ', '.join(f'{count} {name}' for name, count in counts.most_common()))
+    outputs = {target: _output(target, [run for run in own if states[run].name == 'done'], store)
+               for target, own in wanted.items()}
     for target, own in wanted.items():
         done = [run for run in own if states[run].name == 'done']
-        log.info(f'{target.name:14} {len(done)} of {len(own)} runs done; {_output(target, done, store)}')
+        log.info(f'{target.name:14} {len(done)} of {len(own)} runs done; {outputs[target]}')
+    to_do = [run for run, found in states.items() if found.name not in ('done', 'running')]
+    unfinished = [target for target, own in wanted.items()
+                  if outputs[target] != EXECUTED or any(states[run].name != 'done' for run in own)]
+    following = f'make reproduce-{unfinished[0].name}' if unfinished else 'make report'
+    following += f' PROFILE={store.profile.name}' * (store.profile.name != 'mini')
+    following += f' GROUP={given.group}' if given.group else ''
+    log.info(f'\n{counts["done"]} of {len(runs)} done{_left(to_do, store)}, next: {following}')
+
+
+def _left(runs: list[Run], store: Store) -> str:
+    """About how long these runs take, as far as there are runs to tell from."""
+    seconds, unknown = expected_s(runs, store)
+    if runs and len(unknown) == len(runs):
+        return ', no run to tell the time from'
+    at_once = store.means.jobs or default_jobs(store.means.device)
+    of = f' for {len(runs) - len(unknown)} of {len(runs)}, no run to tell from for the others' if unknown else ''
+    return f', about {hours(seconds / at_once)} ({at_once} at once){of}' if runs else ''
 
 
 def _output(target: Target, done: list[Run], store: Store) -> str:
@@ -185,4 +220,4 @@ def _output(target: Target, done: list[Run], store: Store) -> str:
         return 'not executed yet'
     made_s = notebook.stat().st_mtime
     newer = [run.id for run in done if (store.run_folder(run) / RECORD).stat().st_mtime > made_s]
-    return f'executed before {", ".join(newer)} ended' if newer else 'executed'
+    return f'executed before {", ".join(newer)} ended' if newer else EXECUTED

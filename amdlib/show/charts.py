@@ -1,18 +1,21 @@
 """Charts: numbers in, matplotlib Figure out; only `save` touches files."""
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import matplotlib
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch, Rectangle
 
 from amdlib.files import whole
 from amdlib.paper.pairs import find_group
+from amdlib.paper.printed import PUBLISHED_SPREAD
 from amdlib.paper.tables import table_numbered
 
 # Now, and not with the first figure: chosen inside an rc_context, a notebook's backend would lose its interactive mode
@@ -20,7 +23,11 @@ from amdlib.paper.tables import table_numbered
 plt.switch_backend(matplotlib.get_backend())
 
 # Okabe and Ito's colours: told apart by colour-blind readers and in grey
-COLOURS = {'ours': '#0072B2', 'paper': '#E69F00'}
+COLOURS = {'ours': '#0072B2', 'paper': '#E69F00', 'masked': '#D55E00'}
+CHANCE = {'facecolor': '0.5', 'alpha': 0.35, 'linewidth': 0}    # the band of what chance alone gives
+# the least that 95 of 100 differences of two runs of one config stay within, by the smaller published spread
+PAPER_CHANCE = 1.96 * 2 ** 0.5 * PUBLISHED_SPREAD[0]
+LEAST_SPAN = 2.0    # points of mAP that a frame shows at the least
 # a level's colour and marker; 'all' pools them
 LEVELS = {0: ('#0072B2', 'o'), 1: ('#E69F00', 's'), 2: ('#009E73', '^'), 3: ('#CC79A7', 'D'), 4: ('#56B4E9', 'v'),
           'all': ('black', 'x')}
@@ -28,18 +35,19 @@ STYLE = {'font.size': 9, 'axes.spines.top': False, 'axes.spines.right': False, '
          'axes.grid.axis': 'y', 'grid.alpha': 0.3, 'axes.axisbelow': True, 'svg.hashsalt': 'amd'}
 
 
-def save(figure: Figure, stem: Path) -> None:
+def save(figure: Figure, stem: Path, kinds: Iterable[str] = ('png', 'svg')) -> None:
     """Write `stem`.png (200 dots an inch) and `stem`.svg."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     with plt.rc_context(STYLE):  # the svg's ids are salted when it is written
-        for kind, how in (('png', {'dpi': 200, 'metadata': {'Software': None}}), ('svg', {'metadata': {'Date': None}})):
+        how = {'png': {'dpi': 200, 'metadata': {'Software': None}}, 'svg': {'metadata': {'Date': None}}}
+        for kind in kinds:
             with whole(stem.with_suffix(f'.{kind}')) as beside:
-                figure.savefig(beside, format=kind, **how)
+                figure.savefig(beside, format=kind, **how[kind])
 
 
 def differences(cells: pd.DataFrame) -> Figure:
-    """Difference in mAP to the row that each is compared with, a panel a group, here with its 95 % interval and in the
-    paper (cells: `tables.tidy`)."""
+    """Difference in mAP to the row that each is compared with, a panel a group: here with its 95 % interval, and in the
+    paper, with what chance alone gives around 0; what the paper does not report says so (cells: `tables.tidy`)."""
     table = table_numbered(cells.table.iloc[0])
     cells = cells[cells.metric == 'mAP']
     labels = dict(zip(cells.row, cells.label, strict=True))
@@ -49,24 +57,63 @@ def differences(cells: pd.DataFrame) -> Figure:
                                                                                            table.reference)]
     groups = list(cells.group.unique()) or ['']     # where nothing is compared, an empty panel
     with plt.rc_context(STYLE):
-        width = max(3.4, 0.8 + 0.62 * len(cells) + 0.2 * len(groups))
-        figure, axes = plt.subplots(1, len(groups), figsize=(width, 2.8), sharey=True, squeeze=False,
-                                    layout='constrained')
+        figure, axes = plt.subplots(1, len(groups), figsize=(max(4.4, 0.8 + 0.85 * len(cells)), 3.3), sharey=True,
+                                    squeeze=False, layout='constrained')
         for axis, group in zip(axes[0], groups, strict=True):
             lines = cells[cells.group == group]
             if lines.empty:
                 continue
-            at = range(len(lines))
-            axis.bar([x - 0.2 for x in at], lines.difference, 0.38, yerr=_ends(lines), color=COLOURS['ours'],
-                     capsize=2, label=f'here{_meaning(cells)}')
-            axis.bar([x + 0.2 for x in at], lines.paper_difference, 0.38, color=COLOURS['paper'],
-                     label='paper (COCO)')
-            axis.axhline(0, color='black', linewidth=0.8)
-            axis.set_xticks(list(at), [label.replace(' ', '\n', 1) for label in lines.label])
+            _pairs_of_bars(axis, lines)
             axis.set_title(find_group(group).student_label, fontsize=9)
+        _frame(axes[0][0], [0.0, *cells.difference, *cells.low, *cells.high, *cells.paper_difference],
+               [*_halves(cells), PAPER_CHANCE])
         axes[0][0].set_ylabel(f'mAP minus {" or ".join(over)} (points)')
-        figure.legend(*axes[0][0].get_legend_handles_labels(), loc='outside lower center', ncols=2, frameon=False)
+        bars = [Patch(color=COLOURS['ours'], label=f'here{_meaning(cells)}'),
+                Patch(color=COLOURS['paper'], label='paper (COCO, one run each)'),
+                Patch(**CHANCE, label='chance alone, 95 %')]
+        figure.legend(handles=bars, loc='outside lower center', ncols=3 if len(cells) > 6 else 1, frameon=False)
     return figure
+
+
+def _pairs_of_bars(axis: Axes, lines: pd.DataFrame) -> None:
+    """A pair of bars a line, here and in the paper, with their values, and over each what chance alone gives."""
+    for x, (line, half) in enumerate(zip(lines.itertuples(), _halves(lines), strict=True)):
+        ends = None if pd.isna(line.low) else [[line.difference - line.low], [line.high - line.difference]]
+        axis.bar(x - 0.2, line.difference, 0.38, yerr=ends, capsize=2, color=COLOURS['ours'])
+        axis.bar(x + 0.2, line.paper_difference, 0.38, color=COLOURS['paper'])
+        _value(axis, x - 0.2, line.difference, *(() if pd.isna(line.low) else (line.low, line.high)))
+        if pd.isna(line.paper_difference):
+            axis.text(x + 0.2, 0, ' not in the paper ', rotation=90, ha='center', fontsize=6,
+                      va='top' if line.difference < 0 else 'bottom')
+        else:
+            _value(axis, x + 0.2, line.paper_difference)
+        for left, around in ((x - 0.39, half), (x + 0.01, PAPER_CHANCE * pd.notna(line.paper_difference))):
+            axis.add_patch(Rectangle((left, -around), 0.38, 2 * around, **CHANCE, zorder=2.5))
+    axis.axhline(0, color='black', linewidth=0.8)
+    axis.set_xticks(range(len(lines)), [textwrap.fill(label, 13) for label in lines.label], fontsize=8)
+
+
+def _value(axis: Axes, x: float, value: float, *ends: float) -> None:
+    """A bar's value, beyond the bar and the ends of its interval."""
+    beyond = min(value, *ends, 0) if value < 0 else max(value, *ends, 0)
+    axis.annotate(f'{round(value, 1) + 0:+.1f}', (x, beyond), xytext=(0, -2 if value < 0 else 2), fontsize=7,
+                  textcoords='offset points', ha='center', va='top' if value < 0 else 'bottom')
+
+
+def _halves(lines: pd.DataFrame) -> list[float]:
+    """Half of each line's interval: what a difference stays within in 95 of 100 cases where there truly is none."""
+    return [0.0 if pd.isna(half) else float(half) for half in (lines.high - lines.low) / 2]
+
+
+def _frame(axis: Axes, values: Iterable[float], halves: Iterable[float], margin: float = 0.12) -> None:
+    """Limits of the axis that hold the values, and in which what is within chance stays small: twice the band of
+    chance at the least."""
+    seen = [value for value in values if pd.notna(value)] or [0.0]
+    low, high = min(seen), max(seen)
+    missing = max(0.0, LEAST_SPAN, *(4 * half for half in halves)) - (high - low)
+    if missing > 0:
+        low, high = low - missing / 2, high + missing / 2
+    axis.set_ylim(low - margin * (high - low), high + margin * (high - low))
 
 
 def _ends(lines: pd.DataFrame) -> list[pd.Series] | None:
@@ -81,20 +128,27 @@ def _meaning(cells: pd.DataFrame) -> str:
 
 
 def intervals(lines: pd.DataFrame, x_label: str) -> Figure:
-    """Differences with their intervals, a line each, from top to bottom.
+    """Differences with their intervals, a line each, from top to bottom, and around 0 what chance alone gives.
 
     Args:
-        lines: comparison (text), difference, low, high; without an interval the difference is drawn alone.
+        lines: comparison (text), difference, low, high; without an interval the difference is drawn alone; verdict
+            (text), where the lines have one.
     """
     with plt.rc_context({**STYLE, 'axes.grid.axis': 'x'}):
-        figure, axis = plt.subplots(figsize=(6, 0.8 + 0.32 * max(1, len(lines))), layout='constrained')
+        figure, axis = plt.subplots(figsize=(7.2, 1.1 + 0.34 * max(1, len(lines))), layout='constrained')
         at = range(len(lines))
         axis.errorbar(lines.difference, list(at), xerr=_ends(lines), fmt='o', markersize=4, capsize=3,
                       color=COLOURS['ours'])
+        for y, (line, half) in enumerate(zip(lines.itertuples(), _halves(lines), strict=True)):
+            axis.add_patch(Rectangle((-half, y - 0.35), 2 * half, 0.7, **CHANCE))
+            known = '' if pd.isna(line.low) else f' [{line.low:+.2f}, {line.high:+.2f}]'
+            axis.text(1.02, y, f'{line.difference:+.2f}{known}  {getattr(line, "verdict", "")}', fontsize=8,
+                      va='center', transform=axis.get_yaxis_transform())
         axis.axvline(0, color='black', linewidth=0.8)
         axis.set_yticks(list(at), lines.comparison)
         axis.set_ylim(len(lines) - 0.5, -0.5)
         axis.set_xlabel(x_label)
+        figure.legend(handles=[Patch(**CHANCE, label='chance alone, 95 %')], loc='outside lower center', frameon=False)
     return figure
 
 
@@ -109,45 +163,74 @@ def mask_coverage(table: pd.DataFrame) -> Figure:
             share.plot(lines.phi, 100 * lines.masked_share, **look, label=label)
             inside.plot(lines.phi, 100 * lines.inside_share, **look)
             inside.plot(lines.phi, 100 * lines.random_share, '--', color=colour, linewidth=1)
-        share.set(ylabel='masked positions (% of all)', ylim=(0, None))
-        inside.set(ylabel='of these inside boxes (%)')
+            inside.fill_between(lines.phi, 100 * (lines.random_share - 2 * lines.random_sd),
+                                100 * (lines.random_share + 2 * lines.random_sd), color=colour, alpha=0.15, linewidth=0)
+        share.set(ylabel='masked positions (% of all)', ylim=(0, 105))
+        inside.set(ylabel='of these inside boxes (%)', ylim=(0, 105))
         for axis in (share, inside):
             axis.set_xlabel('threshold phi (Eq. 4)')
-        dashes = Line2D([], [], color='grey', linestyle='--', linewidth=1, label='as many at random')
+        dashes = Line2D([], [], color='grey', linestyle='--', linewidth=1, label='as many at random ± 2 sd')
         figure.legend(handles=[*share.get_lines(), dashes], loc='outside lower center', ncols=3, frameon=False)
     return figure
 
 
-def sweep(table: pd.DataFrame, x_label: str = 'threshold phi (Eq. 4)') -> Figure:
-    """Fig. 4: mAP and mAR over an option's value and, where the table has it, the share of masked positions.
+def sweep(table: pd.DataFrame, x_label: str = 'threshold phi (Eq. 4)',
+          paper: Mapping[str, float] | None = None) -> Figure:
+    """Fig. 4: mAP, mAR and, where the table has it, the share of masked positions over an option's value, each on an
+    axis of its own, with what chance alone gives around the row's own value.
 
     Args:
         table: value, metric ('mAP', 'mAR', 'masked_share'), ours (percent); difference to the value `reference`, low
             and high of its interval (NaN draws no bar), question.
+        paper: by metric, what the paper prints for its best value, which is lost.
     """
+    metrics = list(dict.fromkeys(table.metric))
     with plt.rc_context(STYLE):
-        figure, scores = plt.subplots(figsize=(4.2, 3.2), layout='constrained')
-        drawn = [_sweep_line(scores, table[table.metric == metric], colour, marker, '-', metric)
-                 for metric, colour, marker in (('mAP', '#0072B2', 'o'), ('mAR', '#E69F00', 's'))]
-        scores.set(xlabel=x_label, ylabel='mAP and mAR (%)')
-        masked = table[table.metric == 'masked_share']
-        if not masked.empty:
-            shares = scores.twinx()
-            shares.spines['right'].set_visible(True)
-            shares.grid(False)
-            drawn.append(_sweep_line(shares, masked, '#009E73', '^', '--', 'masked (right axis)'))
-            shares.set(ylabel='masked positions (%)', ylim=(0, None))
+        figure, axes = plt.subplots(len(metrics), 1, figsize=(4.6, 0.9 + 1.55 * len(metrics)), sharex=True,
+                                    squeeze=False, layout='constrained')
+        for axis, metric in zip(axes[:, 0], metrics, strict=True):
+            lines = table[table.metric == metric].sort_values('value')
+            colour = COLOURS['masked' if metric == 'masked_share' else 'ours']
+            axis.errorbar(lines.value, lines.ours, yerr=_ends(lines), color=colour, marker='o', markersize=4,
+                          linewidth=1.2, capsize=3)
+            for line in lines.itertuples():
+                axis.annotate(f'{line.ours:.1f}', (line.value, line.ours), xytext=(3, 3), textcoords='offset points',
+                              fontsize=7)
+            if metric == 'masked_share':
+                axis.set(ylabel='masked (%)', ylim=(0, max(100, *lines.ours)))
+                continue
+            axis.set_ylabel(f'{metric} (%)')
+            halves = pd.Series(_halves(lines), lines.index)
+            _frame(axis, [*(lines.ours - halves), *(lines.ours + halves)], halves)
+            _chance_around_reference(axis, lines)
+            if paper:
+                _printed(axis, paper[metric])
+        axes[-1][0].set_xlabel(x_label)
         compared = table[table.low.notna()]
-        title = '' if compared.empty else f'bars: difference to {compared.reference.iloc[0]}{_meaning(compared)}'
-        figure.legend(handles=drawn, loc='outside lower center', ncols=3, frameon=False, title=title or None)
+        if not compared.empty:
+            told = f'chance alone around {compared.reference.iloc[0]}; bars: difference to it{_meaning(compared)}'
+            figure.legend(handles=[Patch(**CHANCE, label=told)], loc='outside lower center', frameon=False, fontsize=8)
     return figure
 
 
-def _sweep_line(axis: Axes, lines: pd.DataFrame, colour: str, marker: str, dashes: str,
-                label: str) -> ErrorbarContainer:
-    lines = lines.sort_values('value')
-    return axis.errorbar(lines.value, lines.ours, yerr=_ends(lines), color=colour, marker=marker, markersize=4,
-                         linestyle=dashes, linewidth=1.5, capsize=3, label=label)
+def _chance_around_reference(axis: Axes, lines: pd.DataFrame) -> None:
+    """The band in which a value does not differ from the row's own by more than chance."""
+    compared = lines[lines.low.notna()]
+    for own in lines.ours[lines.value == (compared.reference.iloc[0] if len(compared) else None)]:
+        half = (compared.high - compared.low) / 2
+        axis.fill_between(compared.value, own - half, own + half, **CHANCE)
+
+
+def _printed(axis: Axes, value: float) -> None:
+    """The paper's number: a line where it lies in the frame, else in which direction and where."""
+    low, high = axis.get_ylim()
+    told = f"paper's best (COCO; its value is lost): {value:.1f}"
+    if low <= value <= high:
+        axis.axhline(value, color=COLOURS['paper'], linestyle='--', linewidth=1.2)
+    else:
+        told = f'{told} {"↓" if value < low else "↑"}'
+    axis.text(0.99, 0.02 if value < (low + high) / 2 else 0.98, told, transform=axis.transAxes, ha='right', fontsize=7,
+              va='bottom' if value < (low + high) / 2 else 'top', color='#8A5F00')
 
 
 def lines(curves: pd.DataFrame, x_label: str, y_label: str, log_y: bool = False) -> Figure:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -47,6 +48,21 @@ def _inside(pictures: Sequence[Picture], height: int, width: int) -> tuple[BoolT
     """Which positions of each picture lie in the image, and which of those in a box: (N, H, W) twice."""
     image = torch.stack([inside_image(picture, height, width) for picture in pictures])
     return image, image & torch.stack([inside_boxes(picture, height, width) for picture in pictures])
+
+
+class Covered(NamedTuple):
+    """Of the positions in one image, 0 to 1 each."""
+    masked: float
+    in_boxes: float     # of the masked ones; NaN where none is
+    chance: float       # the same for as many at random: the share of all positions that lies in boxes
+
+
+def covered_by(keep_mask: Tensor, picture: Picture) -> Covered:
+    """What one mask (H, W), 1 = kept, covers of its image."""
+    image, boxes = _inside([picture], *keep_mask.shape)
+    masked = (keep_mask == 0) & image[0]
+    return Covered(*(float(some.sum()) / float(of.sum()) if of.any() else float('nan') for some, of in (
+        (masked, image), (masked & boxes[0], masked), (boxes, image))))
 
 
 # ---- what lies there --------------------------------------------------------------------------------------------

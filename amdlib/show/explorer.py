@@ -26,6 +26,7 @@ from amdlib.paper.rows import find_row
 from amdlib.runs.run import Run, row_runs
 from amdlib.runs.store import Store
 from amdlib.show import coverage, features, pictures
+from amdlib.show.charts import COLOURS
 from amdlib.show.explore import done_runs
 from amdlib.show.features import FIRST_GROUP, Picture
 from amdlib.words import plural
@@ -33,7 +34,7 @@ from amdlib.words import plural
 TEMPLATES = Path(__file__).parent / 'templates'
 SCRIPT, STYLE, PAGE = (TEMPLATES / f'explorer.{kind}' for kind in ('js', 'css', 'html'))
 ROWS_SHOWN = ('teacher', 'baseline', 'mgd', 'amd')
-COUNT, COVERED = 20, (0.2, 0.6)     # of the pictures: how many, and the share of each that its boxes cover
+COUNT = 20      # of the pictures
 SIDE_PX, QUALITY = 320, 90          # of a picture as it is shown: its longer side at most; of JPEG
 HEAT = [to_hex(matplotlib.colormaps['viridis'](i / 31)) for i in range(32)]
 
@@ -68,34 +69,10 @@ def _has_weights(run: Run, store: Store) -> bool:
 
 
 def chosen_images(store: Store, count: int = COUNT) -> tuple[list[int], str]:
-    """Ids of the test images to show, and in words by which rule: the first whose boxes cover neither too little nor
-    too much of them; on a picture that is all object any mask looks right.
-
-    Where there is none, the first images that have boxes.
-    """
-    truth = read_json(store.dataset.test_ann)
-    boxes: dict[int, list[list[float]]] = {}
-    for one in truth['annotations']:
-        if not one.get('iscrowd'):
-            boxes.setdefault(one['image_id'], []).append(one['bbox'])
-    with_boxes = [image for image in truth['images'] if image['id'] in boxes]
-    found = []
-    for image in with_boxes:
-        if len(found) < count and COVERED[0] <= _covered_share(image, boxes[image['id']]) <= COVERED[1]:
-            found.append(image['id'])
-    if found:
-        return found, (f'The first {plural(len(found), "test image", "test images")} whose boxes cover '
-                       f'{100 * COVERED[0]:.0f} to {100 * COVERED[1]:.0f} % of the picture')
-    found = [image['id'] for image in with_boxes[:count]]
-    return found, f'The first {plural(len(found), "test image", "test images")} with boxes'
-
-
-def _covered_share(image: dict[str, Any], boxes_xywh_px: Sequence[Sequence[float]]) -> float:
-    """Which share of an image its boxes cover together, in whole pixels."""
-    covered = np.zeros((image['height'], image['width']), bool)
-    for x, y, width, height in boxes_xywh_px:
-        covered[max(round(y), 0):round(y + height), max(round(x), 0):round(x + width)] = True
-    return float(covered.mean())
+    """Ids of the test images to show, and in words by which rule (`features.representative`)."""
+    found, (low, high) = features.representative(store.dataset, count), features.COVERED
+    return found, (f'{plural(len(found), "test image", "test images")} by rule: the first with two boxes or more that '
+                   f'cover {100 * low:.0f} to {100 * high:.0f} % of the picture, or come closest to that')
 
 
 # ---- data -------------------------------------------------------------------------------------------------------
@@ -124,7 +101,7 @@ def explorer_data(runs: Sequence[Run], shown: Sequence[Picture], store: Store, r
         'rule': rule, 'profile': store.profile.name, 'data': store.dataset.name,
         'models': [_model(run, store) for run in runs],
         'pictures': [picture_data(picture, found) for picture, found in zip(shown, own, strict=True)],
-        'colours': {'mask': pictures.MASK_COLOUR, 'box': pictures.BOX_COLOUR, 'heat': HEAT}}
+        'colours': {'mask': COLOURS['masked'], 'box': pictures.BOX_COLOUR, 'heat': HEAT}}
 
 
 class Look:

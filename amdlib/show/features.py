@@ -31,6 +31,7 @@ from amdlib.weights.sizes import check_size
 MODULE = 'neck.fpn_convs.{i}.conv'  # whose output is a level's feature, as in Distiller
 CHUNK = 16                          # images that pass through a detector at once
 FIRST_GROUP = next(iter(GROUPS))
+COVERED = 0.2, 0.6      # share of an image in boxes: in a fuller one any mask lies on objects, in an emptier one few do
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,17 +49,17 @@ class Picture:
 # ---- images and detectors ---------------------------------------------------------------------------------------
 
 def pictures(store: Store, image_ids: Iterable[int] | None = None, count: int | None = None, split: str = 'test',
-             min_boxes: int = 1, group: str = FIRST_GROUP) -> list[Picture]:
+             group: str = FIRST_GROUP) -> list[Picture]:
     """Images through the profile's own test pipeline and the detectors' preprocessor, as in evaluation.
 
     The images of one call are one batch: all are padded to the size that holds the largest, in multiples of 32 px.
 
     Args:
-        image_ids: which images, in this order; None takes, in the order of the data set, those that have boxes.
+        image_ids: which images, in this order; None takes, in the order of the data set, those that have boxes;
+            what is shown as an example is chosen by `representative`.
         count: at most so many of them; None takes all.
-        min_boxes: how many boxes (crowd apart) an image must have to be taken where `image_ids` is None.
         group: for whose detectors; the paper's three groups see images alike.
-    Errors: DataError for an unknown split or image id, or where no image has so many boxes.
+    Errors: DataError for an unknown split or image id, or where no image has a box.
     """
     if split not in ('train', 'test'):
         raise DataError(f'split {split!r}: expected train or test')
@@ -71,7 +72,7 @@ def pictures(store: Store, image_ids: Iterable[int] | None = None, count: int | 
     with DefaultScope.overwrite_default_scope('mmdet'), contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints
         coco = DATASETS.build(source)
         preprocessor = MODELS.build(cfg.model.data_preprocessor)
-    samples = [coco[index] for index in _indices(coco, ann, image_ids, count, min_boxes)]
+    samples = [coco[index] for index in _indices(coco, ann, image_ids, count)]
     batch = preprocessor({'inputs': [sample['inputs'] for sample in samples],
                           'data_samples': [sample['data_samples'] for sample in samples]})
     return [_picture(sample, pixels, dataset.classes, _normalisation(preprocessor))
@@ -100,14 +101,46 @@ def own_pictures(store: Store, files: Iterable[tuple[str, bytes]], group: str = 
     return found
 
 
-def _indices(coco: Any, ann: Path, image_ids: Iterable[int] | None, count: int | None, min_boxes: int) -> list[int]:
+def representative(dataset: Dataset, count: int, split: str = 'test') -> list[int]:
+    """Ids of the images that are shown where nobody asks for others: by rule, so that none is picked for what it shows.
+
+    The first of the split, in the data set's order, with two boxes or more that cover COVERED of the image; where there
+    are too few, those follow that come closest, and last those of a single box. Crowd boxes do not count.
+    Errors: DataError where no image has a box.
+    """
+    ann = dataset.train_ann if split == 'train' else dataset.test_ann
+    coco = json.loads(Path(ann).read_text())
+    boxes: dict[int, list] = {}
+    for truth in coco['annotations']:
+        if not truth.get('iscrowd'):
+            boxes.setdefault(truth['image_id'], []).append(truth['bbox'])
+    if not boxes:
+        raise DataError(f'{ann}: no image has a box')
+    low, high = COVERED
+
+    def misses(image: dict) -> tuple[bool, float]:
+        share = covered_share(boxes[image['id']], image['width'], image['height'])
+        return len(boxes[image['id']]) < 2, max(low - share, share - high, 0.0)
+    found = sorted((image for image in coco['images'] if image['id'] in boxes), key=misses)
+    return [image['id'] for image in found[:count]]
+
+
+def covered_share(boxes_xywh_px: Iterable[Sequence[float]], width: int, height: int) -> float:
+    """Which share of an image's pixels lies in any of its boxes, 0 to 1; boxes are rounded to whole pixels."""
+    covered = np.zeros((height, width), bool)
+    for x, y, w, h in boxes_xywh_px:
+        covered[max(0, round(y)):max(0, round(y + h)), max(0, round(x)):max(0, round(x + w))] = True
+    return float(covered.mean())
+
+
+def _indices(coco: Any, ann: Path, image_ids: Iterable[int] | None, count: int | None) -> list[int]:
     """Where in mmdet's data set the wanted images are."""
     infos = [coco.get_data_info(index) for index in range(len(coco))]
     if image_ids is None:
         found = [index for index, info in enumerate(infos)
-                 if sum(not instance['ignore_flag'] for instance in info['instances']) >= min_boxes]
+                 if not all(instance['ignore_flag'] for instance in info['instances'])]
         if not found:
-            raise DataError(f'{ann}: no image has {min_boxes} boxes or more')
+            raise DataError(f'{ann}: no image has a box')
     else:
         index_of = {info['img_id']: index for index, info in enumerate(infos)}
         image_ids = list(image_ids)

@@ -32,6 +32,7 @@ from amdlib.paper.tables import TABLES
 from amdlib.runs import evidence, fingerprints
 from amdlib.runs.store import KEPT, RECORD, Store
 from amdlib.show import explorer, tables
+from amdlib.show.answers import folded
 from amdlib.words import log
 
 TEMPLATES = Path(__file__).parent / 'templates'
@@ -276,7 +277,7 @@ class _Exporter(HTMLExporter):
         renderer = _Renderer(escape=True, embed_images=True, exclude_anchor_links=True,
                              attachments=context.get('cell', {}).get('attachments', {}),
                              path=context['resources']['metadata']['path'])
-        return MarkdownWithMath(renderer=renderer).render(source)
+        return folded(source, MarkdownWithMath(renderer=renderer).render)
 
 
 # without widgets and scripts, which would be loaded from the network: their text is shown

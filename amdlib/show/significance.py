@@ -20,9 +20,6 @@ from amdlib.show.intervals import OnImages
 from amdlib.show.verdicts import Pairs, pair_up
 from amdlib.words import number
 
-# Between runs of one mmdet config on COCO that differ in their seed, standard deviation in mAP: the order of magnitude
-# that is published, not a measurement of the paper's detectors.
-PUBLISHED_SPREAD = (0.2, 0.3)
 NOT_FINITE = 'loss is not finite'   # as the error of such a run says
 
 

@@ -15,6 +15,7 @@ import pandas as pd
 
 from amdlib.datasets import coco_images
 from amdlib.paper.pairs import find_group
+from amdlib.paper.printed import paper_value
 from amdlib.runs.run import Run
 from amdlib.runs.store import Store
 from amdlib.show.intervals import OnImages
@@ -62,7 +63,8 @@ class Sweep(FromRecords):
     def _draw(self) -> Figure:
         """mAP and mAR, and the share of masked positions where there is one, over the option."""
         from amdlib.show import charts  # matplotlib, which a sweep on the command line does not need
-        return charts.sweep(self.cells, 'threshold phi (Eq. 4)' if self.option == 'phi' else self.option)
+        return charts.sweep(self.cells, 'threshold phi (Eq. 4)' if self.option == 'phi' else self.option,
+                            printed_best(self.cells))
 
     def __repr__(self) -> str:
         return as_markdown(wide(self.cells))
@@ -97,6 +99,13 @@ def tidy(runs: Sequence[Run], records: pd.DataFrame, option: str, shares: Mappin
     return pd.DataFrame(lines).astype(dict.fromkeys(('difference', 'low', 'high'), float))
 
 
+def printed_best(cells: pd.DataFrame) -> dict[str, float]:
+    """By metric the one point of Fig. 4 that is known, its best: AMD's line of Table I. {} for other sweeps."""
+    if (cells.group.iloc[0], cells.option.iloc[0]) != ('reppoints', 'phi'):
+        return {}
+    return {metric: paper_value('I', 'reppoints', 'amd', metric) for metric in METRICS}
+
+
 def wide(cells: pd.DataFrame) -> pd.DataFrame:
     """A sweep for reading: a line a value."""
     def told(own: pd.DataFrame) -> str:
@@ -128,8 +137,9 @@ def reading_notes(cells: pd.DataFrame, store: Store, records: pd.DataFrame) -> s
     if told := [f'{cell.value} {interval(cell)} ({cell.verdict})' for cell in best.itertuples() if cell.verdict]:
         (usual,) = set(best.reference) - {''}
         lines.append(f"mAP minus that at the row's own value, {option} = {usual}: {'; '.join(told)}.")
-    if group == 'reppoints' and option == 'phi':    # of Fig. 4 the text alone is left, and it names this point
-        lines.append("The paper's best point (COCO, RepPoints): 42.7 mAP and 58.8 mAR; its value of phi was lost.")
+    if best_printed := printed_best(cells):
+        told = ' and '.join(f'{value:.1f} {metric}' for metric, value in best_printed.items())
+        lines.append(f"The paper's best point (COCO, RepPoints): {told}; its value of phi was lost.")
     lines += [*version_notes(records), assumptions(), *(f'Data: {note}.' for note in store.dataset.notes)]
     return '\n'.join(f'- {line}' for line in lines)
 

@@ -49,7 +49,7 @@ def test_stored_without_outputs_and_with_ids(path):
     assert len(set(ids)) == len(ids)
     assert stored.metadata.kernelspec.name == 'python3'
     assert set(stored.metadata) <= {'kernelspec', 'language_info'}
-    assert not [cell.metadata for cell in stored.cells if set(cell.metadata) - {'tags'}]   # no papermill timings
+    assert not [cell.metadata for cell in stored.cells if set(cell.metadata) - {'tags', 'jupyter'}]   # no timings
     assert path.read_text() == nbformat.writes(stored) + '\n'   # as JupyterLab saves it
     assert path.stat().st_size < 100_000
 
@@ -62,6 +62,22 @@ def test_begins_with_title_question_paper_and_cost(path):
     for word in ('Question', 'Paper', 'Cost'):
         assert f'**{word}' in first.source, word
     assert 'assert' in code(path)[-1].source   # and ends with a check of what it claims
+
+
+@every_notebook
+def test_parameters_and_checks_are_folded_away_and_nothing_else(path):
+    for cell in code(path):
+        folded = 'assert ' in cell.source or 'parameters' in cell.metadata.get('tags', [])
+        assert cell.metadata.get('jupyter', {}) == ({'source_hidden': True} if folded else {}), cell.id
+
+
+@every_notebook
+def test_answers_are_folded_and_closed(path):
+    """With an empty line before what they hold, or its markdown would not be read as such."""
+    for cell in read(path).cells:
+        if cell.cell_type == 'markdown':
+            answers = re.findall(r'<details>\n<summary>[^<\n]+</summary>\n\n.+?\n\n</details>', cell.source, re.DOTALL)
+            assert cell.source.count('<details>') == cell.source.count('</details>') == len(answers), cell.id
 
 
 @every_notebook

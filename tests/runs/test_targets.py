@@ -9,10 +9,11 @@ import pytest
 from amdlib.errors import RunError, SettingError
 from amdlib.paper.pairs import GROUPS
 from amdlib.paper.tables import PHI, TABLES
-from amdlib.runs import batch, notebooks
+from amdlib.runs import batch, notebooks, targets
 from amdlib.runs.run import Run, row_runs, table_runs, with_teachers
 from amdlib.runs.store import State, Store
 from amdlib.runs.targets import TARGETS, Given, find_targets, reproduce, status
+from tests.show.records import finish
 
 every_target = pytest.mark.parametrize('target', TARGETS.values(), ids=TARGETS)
 
@@ -172,9 +173,10 @@ def test_several_targets_are_one_batch_and_shared_rows_one_run(workshop, make, s
     assert [(stem, output, parameters.get('table')) for stem, output, parameters in workshop.executed] == [
         ('table1', store.folder / 'table1.ipynb', None), ('ablation', store.folder / 'table2.ipynb', 'table2'),
         ('table5', store.folder / 'table5.ipynb', None)]
-    assert said == ['\nTable I: The methods compared (table1.ipynb)',
-                    '\nTable II: The parts of AMD: RetinaNet (ablation.ipynb)',
-                    '\nTable V: Generation blocks (table5.ipynb)']
+    assert said[:3] == ['\nTable I: The methods compared (table1.ipynb)',
+                        '\nTable II: The parts of AMD: RetinaNet (ablation.ipynb)',
+                        '\nTable V: Generation blocks (table5.ipynb)']
+    assert said[3].startswith(f'\nopen {store.folder}: ')
 
 
 def test_each_notebook_gets_what_it_knows(workshop, make, store, mine):
@@ -296,9 +298,36 @@ def test_status_tells_every_run_with_its_state_reason_and_targets(standing, told
         ['retinanet-amd-s0', 'running', 'step', '3', 'of', '9', '[table5]'],
         ['retinanet-baseline-s0', 'stale', 'made', 'with', 'other', 'code', '[method]']]
     assert lines[5:7] == ['', '5 runs: 1 done, 1 failed, 1 missing, 1 running, 1 stale']
-    assert [line.split() for line in lines[7:]] == [
+    assert [line.split() for line in lines[7:9]] == [
         ['table5', '0', 'of', '3', 'runs', 'done;', 'not', 'executed', 'yet'],
         ['method', '1', 'of', '2', 'runs', 'done;', 'not', 'executed', 'yet']]
+    assert lines[9:] == ['', '1 of 5 done, no run to tell the time from, next: make reproduce-table5']
+
+
+def test_status_ends_with_the_time_that_is_left_by_the_runs_that_were_made(standing, told, store, monkeypatch):
+    standing()
+    finish(store, Run.of('retinanet-baseline', store.profile, 3), wall_s=600.0)     # of one epoch
+    finish(store, Run.of('retinanet-amd', store.profile, 3), wall_s=1200.0)
+    monkeypatch.setattr(targets, 'default_jobs', lambda _device: 2)
+    assert told('method', group='retinanet', settings={'epochs': 2})[-1] == (
+        '0 of 2 done, about 10 min (2 at once) for 1 of 2, no run to tell from for the others, next: make '
+        'reproduce-method GROUP=retinanet')     # a teacher is trained otherwise than students
+    assert '0 of 5 done, about 30 min (2 at once) for 4 of 5, ' in told('fig3')[-1]     # FGD's and MGD's: the median
+    assert ', no run to tell the time from, ' in told('fig3', group='reppoints')[-1]
+    standing(teacher=done(50), baseline=done(40))
+    _executed(store.folder / 'method.ipynb', 1001)
+    assert told('method')[-1] == '2 of 2 done, next: make report'
+
+
+def test_status_counts_runs_that_were_never_run_where_they_are_many(standing, told):
+    standing(teacher=done(50))
+    lines = told('table2', 'table5', 'fig4')
+    (never,) = [line for line in lines if ' never run: ' in line]
+    count = int(never.split()[0])
+    assert count > 8
+    assert f'1 of {count + 1} done' in lines[-1]
+    assert never.endswith(f', and {count - 5} more')
+    assert not [line for line in lines if line.startswith('retinanet-amd-s0 ')]
 
 
 def test_status_tells_of_other_versions(standing, told):
@@ -306,8 +335,9 @@ def test_status_tells_of_other_versions(standing, told):
     assert told('fig1')[0].endswith('done     50.0 mAP (made with torch 2.13.0, now 2.14.1)  [fig1]')
 
 
-def test_a_run_that_several_targets_need_stands_there_once_and_a_teacher_says_so(standing, told, store):
+def test_a_run_that_several_targets_need_stands_there_once_and_a_teacher_says_so(standing, told, store, monkeypatch):
     standing()
+    monkeypatch.setattr(targets, 'LISTED', 99)
     lines = told('table2', 'table5')
     assert lines[0].split() == ['retinanet-teacher-s0', 'missing', 'never', 'run', '[as', 'a', 'teacher]']
     (shared,) = [line for line in lines if line.startswith('retinanet-amd-s0 ')]
@@ -324,14 +354,14 @@ def _executed(path, at_s):
 
 def test_status_tells_whether_a_targets_notebook_was_executed_failed_or_is_older(standing, told, store):
     standing(teacher=done(50), baseline=done(40))
-    assert told('method')[-1].endswith('2 of 2 runs done; not executed yet')
+    assert told('method')[-3].endswith('2 of 2 runs done; not executed yet')
     _executed(store.folder / 'method.ipynb', 1001)
-    assert told('method')[-1].endswith('2 of 2 runs done; executed')
+    assert told('method')[-3].endswith('2 of 2 runs done; executed')
     _executed(store.folder / 'method.ipynb', 999)
-    assert told('method')[-1].endswith('; executed before retinanet-teacher-s0, retinanet-baseline-s0 ended')
+    assert told('method')[-3].endswith('; executed before retinanet-teacher-s0, retinanet-baseline-s0 ended')
     failed = store.folder / 'method.failed.ipynb'
     _executed(failed, 1002)
-    assert told('method')[-1].endswith(f'; its notebook failed: {failed}')
+    assert told('method')[-3].endswith(f'; its notebook failed: {failed}')
 
 
 def test_status_follows_what_is_given(standing, told, store):

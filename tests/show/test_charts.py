@@ -44,14 +44,21 @@ def test_a_panel_a_group_with_labelled_axes(groups):
     for axis in figure.axes:
         assert [tick.get_text() for tick in axis.get_xticklabels()] == ['FKD', 'MGD', 'AMD']
         assert axis.get_ylim() == figure.axes[0].get_ylim()   # panels can be compared by eye
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ['here', 'paper (COCO)']
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        'here', 'paper (COCO, one run each)', 'chance alone, 95 %']
 
 
-def test_bars_are_the_differences_of_map_alone():
-    ours, paper = charts.differences(_tidy(['retinanet'])).axes[0].containers
-    assert [bar.get_height() for bar in ours] == [1.5, -0.5, 2.25]
-    assert [bar.get_height() for bar in paper] == [2.2, 3.6, 3.9]
-    assert all(mine.get_x() < theirs.get_x() for mine, theirs in zip(ours, paper, strict=True))
+def _bars(axis):
+    """Heights of the bars here and of the paper's, by the order of the lines."""
+    bars = [bars[0] for bars in axis.containers if not isinstance(bars, ErrorbarContainer)]
+    assert all(mine.get_x() < theirs.get_x() for mine, theirs in zip(bars[::2], bars[1::2], strict=True))
+    return [bar.get_height() for bar in bars[::2]], [bar.get_height() for bar in bars[1::2]]
+
+
+def test_bars_are_the_differences_of_map_alone_and_carry_their_values():
+    (axis,) = charts.differences(_tidy(['retinanet'])).axes
+    assert _bars(axis) == ([1.5, -0.5, 2.25], [2.2, 3.6, 3.9])
+    assert [text.get_text() for text in axis.texts] == ['+1.5', '+2.2', '-0.5', '+3.6', '+2.2', '+3.9']
 
 
 def test_an_ablations_bars_are_its_arms_without_the_baseline():
@@ -60,25 +67,38 @@ def test_an_ablations_bars_are_its_arms_without_the_baseline():
         _line('II', 'retinanet', 'baseline', 'baseline', difference=-20.0, paper_difference=-3.9),
         _line('II', 'retinanet', 'amd', 'full'),
         _line('II', 'retinanet', 'amd-channel', 'channel only', difference=-0.5, paper_difference=-0.3),
-        _line('II', 'retinanet', 'amd-allmasked', 'everything masked', difference=-2.0, paper_difference=float('nan'))])
+        _line('II', 'retinanet', 'amd-allmasked', 'same share, placed at random', difference=-0.0,
+              paper_difference=float('nan'))])
     (axis,) = charts.differences(cells).axes
-    assert [tick.get_text() for tick in axis.get_xticklabels()] == ['channel\nonly', 'everything\nmasked']
+    assert [tick.get_text() for tick in axis.get_xticklabels()] == ['channel only', 'same share,\nplaced at\nrandom']
     assert axis.get_ylabel() == 'mAP minus full (points)'
-    ours, paper = axis.containers
-    assert [bar.get_height() for bar in ours] == [-0.5, -2.0]
-    assert paper[0].get_height() == -0.3
-    assert np.isnan(paper[1].get_height())
+    ours, paper = _bars(axis)
+    assert ours == [-0.5, 0]
+    assert paper[0] == -0.3
+    assert np.isnan(paper[1])
+    # what is not in the paper is not a zero of its
+    assert [text.get_text().strip() for text in axis.texts] == ['-0.5', '-0.3', '+0.0', 'not in the paper']
 
 
 @pytest.mark.parametrize(('question', 'words'), [
     ('B', 'here (95 % over seeds)'), ('A', 'here (95 % over test images)')])
 def test_intervals_are_drawn_and_say_over_what_they_are(question, words):
     figure = charts.differences(_tidy(['retinanet'], sd=0.3, question=question))
-    (bars,) = [part for part in figure.axes[0].containers if isinstance(part, ErrorbarContainer)]
-    (middle,) = bars[2]
-    assert [tuple(line[:, 1]) for line in middle.get_segments()] == [
+    found = [part[2][0].get_segments()[0] for part in figure.axes[0].containers if isinstance(part, ErrorbarContainer)]
+    assert [tuple(line[:, 1]) for line in found] == [
         pytest.approx((gain - 0.3, gain + 0.6)) for _, gain, _ in METHODS.values()]
     assert figure.legends[0].get_texts()[0].get_text() == words
+
+
+@pytest.mark.parametrize('half', [0.1, 5.0])
+def test_a_difference_within_chance_fills_no_frame(half):
+    line = _line('II', 'retinanet', 'amd-channel', 'channel only', difference=0.05, paper_difference=0.1)
+    cells = pd.DataFrame([{**line, 'low': 0.05 - half, 'high': 0.05 + half, 'question': 'B'}])
+    (axis,) = charts.differences(cells).axes
+    low, high = axis.get_ylim()
+    bands = [patch.get_height() for patch in axis.patches if patch.get_alpha() == charts.CHANCE['alpha']]
+    assert bands[0] == pytest.approx(2 * half)
+    assert high - low >= max(2 * bands[0], charts.LEAST_SPAN)
 
 
 def test_what_is_compared_with_another_start_says_so():
@@ -90,7 +110,7 @@ def test_what_is_compared_with_another_start_says_so():
 
 def test_intervals_of_planned_comparisons_stand_below_each_other():
     lines = pd.DataFrame({'comparison': ['AMD over MGD', 'AMD over inherit'], 'difference': [0.1, 2.0],
-                          'low': [-0.4, 1.0], 'high': [0.6, 3.0]})
+                          'low': [-0.4, 1.0], 'high': [0.6, 3.0], 'verdict': ['not resolved', 'better']})
     (axis,) = charts.intervals(lines, 'difference in mAP').axes
     assert [tick.get_text() for tick in axis.get_yticklabels()] == ['AMD over MGD', 'AMD over inherit']
     assert axis.get_xlabel() == 'difference in mAP'
@@ -99,6 +119,9 @@ def test_intervals_of_planned_comparisons_stand_below_each_other():
     (middle,) = drawn[2]
     assert [tuple(line[:, 0]) for line in middle.get_segments()] == [pytest.approx((-0.4, 0.6)), pytest.approx((1, 3))]
     assert axis.yaxis_inverted()    # the first on top
+    assert [text.get_text() for text in axis.texts] == ['+0.10 [-0.40, +0.60]  not resolved',
+                                                        '+2.00 [+1.00, +3.00]  better']
+    assert [(patch.get_x(), patch.get_width()) for patch in axis.patches] == [(-0.5, 1), (-1, 2)]   # chance alone
 
 
 def test_save_writes_both_files_and_the_same_data_gives_the_same_bytes(tmp_path):
@@ -121,7 +144,8 @@ def test_a_figure_leaves_matplotlibs_settings_as_they_were():
 
 def test_mask_coverage_draws_shares_in_percent_beside_chance():
     lines = [{'level': level, 'stride_px': stride, 'phi': phi, 'masked_share': 0.5 - phi / 4, 'inside_share': phi / 2,
-              'random_share': 0.25} for level, stride in ((0, 8.0), (1, 16.0), ('all', None)) for phi in (0.5, 1.0)]
+              'random_share': 0.25, 'random_sd': 0.01}
+             for level, stride in ((0, 8.0), (1, 16.0), ('all', None)) for phi in (0.5, 1.0)]
     figure = charts.mask_coverage(pd.DataFrame(lines))
     share, inside = figure.axes
     assert [list(line.get_ydata()) for line in share.get_lines()] == [[37.5, 25.0]] * 3
@@ -133,7 +157,7 @@ def test_mask_coverage_draws_shares_in_percent_beside_chance():
     assert len({line.get_color() for line in share.get_lines()}) == 3
     assert all('phi' in axis.get_xlabel() and '%' in axis.get_ylabel() for axis in figure.axes)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
-        'level 0 (stride 8 px)', 'level 1 (stride 16 px)', 'all levels', 'as many at random']
+        'level 0 (stride 8 px)', 'level 1 (stride 16 px)', 'all levels', 'as many at random ± 2 sd']
 
 
 def _sweep(half=float('nan'), metrics=('mAP', 'mAR', 'masked_share')):
@@ -144,30 +168,39 @@ def _sweep(half=float('nan'), metrics=('mAP', 'mAR', 'masked_share')):
                              {'low': float, 'high': float})
 
 
-def test_sweep_draws_scores_to_the_left_and_the_masked_share_to_the_right_in_order():
+def test_sweep_has_an_axis_a_metric_with_values_in_order():
     figure = charts.sweep(_sweep())
-    scores, shares = figure.axes
-    assert [[list(xy) for xy in line.get_xydata()] for line in scores.get_lines()] == [
-        [[0.5, 0.5], [1, 1], [1.5, 1.5]], [[0.5, 10.5], [1, 11], [1.5, 11.5]]]
-    (dashed,) = shares.get_lines()
-    assert dashed.get_linestyle() == '--'
-    assert list(dashed.get_ydata()) == [20.5, 21, 21.5]
-    assert 'phi' in scores.get_xlabel()
-    assert '%' in scores.get_ylabel()
-    assert 'masked' in shares.get_ylabel()
-    assert len({line.get_color() for line in [*scores.get_lines(), dashed]}) == 3
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ['mAP', 'mAR', 'masked (right axis)']
+    assert [axis.get_ylabel() for axis in figure.axes] == ['mAP (%)', 'mAR (%)', 'masked (%)']
+    for i, axis in enumerate(figure.axes):
+        assert [list(xy) for xy in axis.get_lines()[0].get_xydata()] == [[v, 10 * i + v] for v in (0.5, 1, 1.5)]
+        assert [text.get_text() for text in axis.texts] == [f'{10 * i + v:.1f}' for v in (0.5, 1, 1.5)]
+    scores, _, masked = figure.axes
+    assert 'phi' in masked.get_xlabel()
+    assert masked.get_lines()[0].get_color() == charts.COLOURS['masked']
+    assert not figure.legends       # nothing is known of chance
+    assert scores.get_ylim()[1] - scores.get_ylim()[0] >= charts.LEAST_SPAN
 
 
-def test_sweep_of_another_option_with_several_seeds():
+def test_sweep_of_another_option_with_several_seeds_shows_chance():
     figure = charts.sweep(_sweep(half=0.25, metrics=('mAP', 'mAR')), x_label='temperature T')
-    (axis,) = figure.axes                                   # nothing to the right
-    assert axis.get_xlabel() == 'temperature T'
+    axis, last = figure.axes
+    assert last.get_xlabel() == 'temperature T'
     (middle,) = axis.containers[0][2]
     assert [tuple(line[:, 1]) for line in middle.get_segments() if len(line) and line[0, 0] != 1] == [
         (v - 0.25, v + 0.5) for v in (0.5, 1.5)]        # at the row's own value there is nothing to compare
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ['mAP', 'mAR']
-    assert figure.legends[0].get_title().get_text() == 'bars: difference to 1.0 (95 % over seeds)'
+    (band,) = [part for part in axis.collections if part is not middle]
+    limits = band.get_paths()[0].get_extents()
+    assert (limits.y0, limits.y1) == (1 - 0.375, 1 + 0.375)     # half an interval about the row's own value
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        'chance alone around 1.0; bars: difference to it (95 % over seeds)']
+
+
+def test_the_papers_one_known_point_stands_in_the_frame_or_at_its_edge():
+    near, far = charts.sweep(_sweep(metrics=('mAP', 'mAR')), paper={'mAP': 1.25, 'mAR': 58.8}).axes
+    assert [list(line.get_ydata()) for line in near.get_lines()[1:]] == [[1.25, 1.25]]
+    assert near.texts[-1].get_text().endswith('1.2')
+    assert len(far.get_lines()) == 1
+    assert far.texts[-1].get_text().endswith('58.8 ↑')
 
 
 def test_lines_are_the_columns_told_apart_by_more_than_colour():

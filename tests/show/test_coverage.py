@@ -1,11 +1,13 @@
 """coverage.py: positions, masks, scores and contrast counted by hand."""
+import math
+
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
 from amdlib.methods import amd
-from amdlib.show.coverage import contrast, inside_boxes, inside_image, mask_coverage, region_scores
+from amdlib.show.coverage import contrast, covered_by, inside_boxes, inside_image, mask_coverage, region_scores
 from amdlib.show.features import Picture
 
 
@@ -177,3 +179,13 @@ def test_the_padding_has_no_contrast():
     one = picture([(0, 0, 4, 4)], image_px=(8, 4), padded_px=(8, 8))
     found = contrast(torch.tensor([[[2.0, 100.0], [1.0, 100.0]]]), [one])
     assert found['contrast'] == pytest.approx(2)
+
+
+def test_what_one_mask_covers_beside_chance():
+    shown = picture([(0, 0, 2, 4)], image_px=(4, 4), padded_px=(4, 6))      # its left half; two columns of padding
+    keep = torch.ones(4, 6)
+    keep[0, :3] = 0         # two of three in the box
+    keep[:, 5] = 0          # in the padding: does not count
+    assert covered_by(keep, shown) == (3 / 16, pytest.approx(2 / 3), 0.5)
+    masked, in_boxes, chance = covered_by(torch.ones(4, 6), shown)
+    assert (masked, math.isnan(in_boxes), chance) == (0, True, 0.5)

@@ -13,7 +13,7 @@ import torch
 
 from amdlib.cli import main
 from amdlib.errors import DataError, RunError
-from amdlib.files import ROOT, read_json, sha256, write_json
+from amdlib.files import ROOT, read_json, sha256
 from amdlib.methods.amd import spatial_attention
 from amdlib.paper.profiles import PROFILES
 from amdlib.runs.run import Run
@@ -96,21 +96,10 @@ def test_nothing_to_show_is_told(store, shown):
 
 # ---- which pictures, which runs ---------------------------------------------------------------------------------
 
-def test_pictures_are_neither_all_background_nor_all_object(store, tmp_path):
-    def box(image_id, *xywh, **more):
-        return {'image_id': image_id, 'bbox': list(xywh), 'category_id': 1, **more}
-    truth = {'images': [{'id': i, 'width': 10, 'height': 10} for i in range(1, 7)], 'annotations': [
-        box(1, 0, 0, 10, 7.7), box(2, 0, 0, 5, 5), box(2, 0, 0, 5, 5), box(2, 3, 3, 2, 2),      # 77 %; 25 %
-        box(3, 0, 0, 1, 1), box(4, 0, 0, 10, 5, iscrowd=1), box(5, -4, 0, 10, 10),              # 1 %; no own box; 60 %
-        box(6, 0, 0, 10, 6.6), box(6, 0, 5, 10, 5)]}                                            # 100 % together
-    write_json(tmp_path / 'truth.json', truth)
-    found = replace(store, dataset=replace(store.dataset, test_ann=tmp_path / 'truth.json'))
-    assert explorer.chosen_images(found) == ([2, 5], 'The first 2 test images whose boxes cover 20 to 60 % of the '
-                                                     'picture')
-    assert explorer.chosen_images(found, count=1)[0] == [2]
-    truth['annotations'] = truth['annotations'][:1] + truth['annotations'][4:6]
-    write_json(tmp_path / 'truth.json', truth)
-    assert explorer.chosen_images(found) == ([1, 3], 'The first 2 test images with boxes')
+def test_pictures_are_chosen_by_the_rule_of_all_figures(store):
+    ids, rule = explorer.chosen_images(store, 2)
+    assert ids == features.representative(store.dataset, 2)
+    assert rule.startswith('2 test images by rule: the first with two boxes or more that cover 20 to 60 % of')
 
 
 def test_a_clone_has_the_shipped_teachers_and_a_student_only_where_it_was_made(store):

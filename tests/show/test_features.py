@@ -8,6 +8,7 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.runner import Runner
 
+from amdlib.datasets import Dataset
 from amdlib.engine.distiller import Distiller
 from amdlib.errors import DataError, RunError
 from amdlib.paper.pairs import GROUPS
@@ -82,8 +83,6 @@ def test_pictures_are_chosen_by_id_or_by_their_boxes(store, dataset, tmp_path):
     coco = json.loads(dataset.test_ann.read_text())
     first, second, third, _ = (image['id'] for image in coco['images'])
     coco['annotations'] = [truth for truth in coco['annotations'] if truth['image_id'] != first]
-    spare = next(truth for truth in coco['annotations'] if truth['image_id'] == second)
-    coco['annotations'] = [truth for truth in coco['annotations'] if truth['image_id'] != second] + [spare]
     ann = tmp_path / 'empty.json'
     ann.write_text(json.dumps(coco))
     changed = replace(store, dataset=replace(dataset, test_ann=ann))
@@ -91,15 +90,40 @@ def test_pictures_are_chosen_by_id_or_by_their_boxes(store, dataset, tmp_path):
     def ids(**how):
         return [one.image_id for one in features.pictures(changed, **how)]
     assert ids(count=2) == [second, third]                       # the first has no box
-    assert ids(count=1, min_boxes=2) == [third]
     assert ids(image_ids=[third, first]) == [third, first]       # in the order asked for, boxes or not
     assert len(ids(split='train')) == 8
     with pytest.raises(DataError, match='no image with id 99'):
         ids(image_ids=[third, 99])
-    with pytest.raises(DataError, match='no image has 1000 boxes'):
-        ids(min_boxes=1000)
+    ann.write_text(json.dumps({**coco, 'annotations': []}))
+    with pytest.raises(DataError, match='no image has a box'):
+        ids()
     with pytest.raises(DataError, match="split 'val': expected train or test"):
         ids(split='val')
+
+
+def _set(tmp_path, images):
+    """Of 10 x 10 images, by id with their boxes; one that begins with 'crowd' is a crowd."""
+    truths = [{'image_id': image, 'bbox': box[-4:], 'iscrowd': int(box[0] == 'crowd')}
+              for image, boxes in images.items() for box in boxes]
+    ann = tmp_path / 'test.json'
+    ann.write_text(json.dumps({'images': [{'id': image, 'width': 10, 'height': 10} for image in images],
+                               'annotations': truths}))
+    return Dataset('any', ann, tmp_path, ann, tmp_path, ('disc',), '', ())
+
+
+def test_images_to_show_are_chosen_by_how_much_their_boxes_cover(tmp_path):
+    found = _set(tmp_path, {
+        7: [(0, 0, 10, 8), (0, 0, 10, 10)],             # all of it
+        3: [(0, 0, 5, 5), (1, 1, 4, 4)],                # 25 %: one lies in the other
+        9: [(0, 0, 10, 5)],                             # 50 %, but a single box
+        4: [(0, 0, 1, 1), (8, 8, 5, 5)],                # 5 %: the rest lies outside
+        5: [(0, 0, 10, 3), (0, 7, 10, 3)],              # 60 %
+        6: [],
+        8: [('crowd', 0, 0, 10, 5), (0, 0, 1, 1), (5, 5, 1, 1)]})     # 2 %
+    assert features.representative(found, 2) == [3, 5]
+    assert features.representative(found, 99) == [3, 5, 4, 8, 7, 9]
+    with pytest.raises(DataError, match='no image has a box'):
+        features.representative(_set(tmp_path, {1: [('crowd', 0, 0, 5, 5)]}), 1)
 
 
 # ---- detectors and features -------------------------------------------------------------------------------------

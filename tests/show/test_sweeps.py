@@ -100,6 +100,7 @@ def test_notes_of_a_sweep_name_the_best_and_the_worst_value(phi_runs, swept, min
     notes = sweeps.reading_notes(sweeps.tidy(one_seed, alone, 'phi'), mini, alone)
     assert '- 3 runs made with torch 2.0, now 3.0: reppoints-amd' in notes
     assert '1 seed: the spread between seeds is not known' in notes
+    assert sweeps.printed_best(cells) == {'mAP': 42.7, 'mAR': 58.8}
 
 
 def test_notes_of_another_sweep_do_not_speak_of_the_papers_best_phi(swept, mini):
@@ -141,7 +142,7 @@ def test_a_sweep_of_stored_runs_shows_writes_and_checks_itself(store):
     assert set(swept.cells.question) == {'', 'A'}       # one seed
     assert '<td>2.0</td>' in swept._repr_html_()
     assert '| 2.0 ' in repr(swept)
-    assert swept.figure().axes[0].get_xlabel() == 'temperature'
+    assert swept.figure().axes[-1].get_xlabel() == 'temperature'
     swept.check()
     assert [path.name for path in store.folder.iterdir() if path.name[0] != '.'] == ['runs']    # nothing unasked
     assert swept.write('sweep', 'A sweep').read_text().startswith('# A sweep')
