@@ -1,4 +1,4 @@
-"""Inline SVG: curves of losses, intervals, bars. Colours and dashes come from the sheet, so both schemes can be read."""
+"""Inline SVG: curves, intervals, bars; colours and dashes come from the sheet, so that both schemes can be read."""
 from __future__ import annotations
 
 import math

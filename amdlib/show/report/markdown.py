@@ -28,7 +28,7 @@ class Renderer(IPythonRenderer):
 
 def html(text: str) -> Markup:
     """Markdown as HTML, what HTML stands in it escaped."""
-    return Markup(MarkdownWithMath(renderer=Renderer(escape=True)).render(text))
+    return Markup(MarkdownWithMath(renderer=Renderer(escape=True, exclude_anchor_links=True)).render(text))
 
 
 def page(file: Path, about: str) -> Markup:

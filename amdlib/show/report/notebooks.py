@@ -19,8 +19,8 @@ from amdlib.words import log
 
 def executed(folder: Path) -> list[Path]:
     """The executed notebooks of a results folder; hidden ones are being executed."""
-    return sorted(path for path in folder.rglob('*.ipynb') if path.relative_to(folder).parts[0] not in ('runs', 'report')
-                  and not any(part.startswith('.') for part in path.relative_to(folder).parts))
+    return sorted(path for path in folder.rglob('*.ipynb') if (parts := path.relative_to(folder).parts)[0] not in (
+        'runs', 'report') and not any(part.startswith('.') for part in parts))
 
 
 class _Exporter(HTMLExporter):

@@ -27,6 +27,7 @@ class Subject:
     title: str
     target: str
     caption: str = ''
+    differs: str = ''   # of a table's variant: in what
 
 
 FIGURES = (
@@ -50,7 +51,7 @@ def subjects(folder: Path) -> dict[str, Subject]:
     for table in TABLES.values():
         title = f'Table {table.number}: {table.title}'
         found[table.name] = Subject(table.name, title, f'reproduce-{table.name}')
-        found |= {name: Subject(name, f'{title}, {words}', f'reproduce-{table.name}')
+        found |= {name: Subject(name, f'{title}, {words}', f'reproduce-{table.name}', differs=words)
                   for variant, words in tables.VARIANTS.items()
                   if (folder / f'{(name := f"{table.name}_{variant}")}.csv').is_file()}
     return found | {one.name: one for one in (*FIGURES, PLAN, BED, CALIBRATION)}

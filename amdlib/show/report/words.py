@@ -62,8 +62,9 @@ def _sweep(cells: pd.DataFrame, _folder: Path) -> str:
     if len(own) == 1:
         return f'One value so far: mAP {percent(best.ours)} at phi = {best.value:g}.'
     resolved = 'reference' in own and ((own.low > 0) | (own.high < 0)).any()
+    chance = '' if resolved else '; no value is told from the others by more than chance'
     return (f'Of {len(own)} values of phi, mAP lies from {percent(least.ours)} at {least.value:g} to '
-            f'{percent(best.ours)} at {best.value:g}{"" if resolved else "; no value is told from the others by more than chance"}.')
+            f'{percent(best.ours)} at {best.value:g}{chance}.')
 
 
 def _coverage(cells: pd.DataFrame, _folder: Path) -> str:
