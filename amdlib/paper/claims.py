@@ -44,7 +44,7 @@ class Claim:
 
 CLAIMS = (
     Claim('AMD is better than MGD', 'amd', 'mgd', 'IV-B', planned='AMD over MGD'),
-    Claim('It matters where the mask lies: AMD is better than the same share masked at random', 'amd', 'amd-permuted',
+    Claim('Masked where attention is high, AMD is better than with the same share at random', 'amd', 'amd-permuted',
           planned='AMD over same share at random', only=('retinanet',)),
     Claim('AMD is better than its student alone', 'amd', 'baseline', 'IV-B', planned='AMD over baseline'),
     Claim('MGD is better than its student alone', 'mgd', 'baseline', 'IV-B', planned='MGD over baseline'),

@@ -4,9 +4,11 @@ Kept in a hidden file of the store's folder by the hash of the detections, so th
 """
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +17,7 @@ import numpy as np
 
 from amdlib.engine.coco import evaluated
 from amdlib.files import digest, read_json, sha256
+from amdlib.runs.device import default_jobs
 from amdlib.runs.store import Store
 from amdlib.show.error_types import TYPES, find_errors
 from amdlib.show.remembered import Remembered
@@ -24,6 +27,7 @@ from amdlib.words import log
 KEPT = '.detections.json'
 RULE = 1                            # counts up where other errors or boxes would be found
 SHOWN, SCORE, IOU = 8, 0.3, 0.5     # images; least score of a box that is drawn; from which a box is right
+WORTH = 4                           # runs, from which on another process is started
 KINDS = {'found': 'right', 'false': 'wrong', 'missed': 'missed'}    # by the class of the sheet that draws it
 
 
@@ -87,13 +91,16 @@ def see(entries: Iterable[Entry], store: Store, images: Sequence[dict[str, Any]]
                                          sha256(entry.detections_file)])) for entry in of_today}
     kept, found = memory.read(), {}
     missing = [entry for entry in of_today if keys[entry.id] not in kept]
-    for done, entry in enumerate(missing, 1):
-        log.info(f'errors and boxes, {done} of {len(missing)}: {entry.id}')
-        try:
-            kept[keys[entry.id]] = _look(read_json(entry.detections_file), store.annotations(entry.split),
-                                         ids if entry.split == 'test' else [])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            log.info(f'{entry.id}: its detections are left out, they cannot be read ({error})')
+    work = [(entry.detections_file, store.annotations(entry.split), ids if entry.split == 'test' else [])
+            for entry in missing]
+    jobs = min(default_jobs('cpu'), len(missing) // WORTH)      # a process costs as much as some runs
+    with ProcessPoolExecutor(jobs) if jobs > 1 else contextlib.nullcontext() as pool:
+        results = map(_look, work) if pool is None else pool.map(_look, work)
+        for done, (entry, result) in enumerate(zip(missing, results, strict=True), 1):
+            told = f': its detections are left out, they cannot be read ({result})' if isinstance(result, str) else ''
+            log.info(f'errors and boxes, {done} of {len(missing)}, {entry.id}{told}')
+            if not told:
+                kept[keys[entry.id]] = result
     if missing:
         memory.keep({key: kept[key] for key in keys.values() if key in kept})
     for run, key in keys.items():
@@ -104,11 +111,17 @@ def see(entries: Iterable[Entry], store: Store, images: Sequence[dict[str, Any]]
     return found
 
 
-def _look(detections: list[dict], ann: Path, ids: Sequence[int]) -> list[Any]:
-    """Plain values of a `Seen`."""
-    errors = find_errors(ann, detections, IOU)
+def _look(work: tuple[Path, Path, Sequence[int]]) -> list[Any] | str:
+    """Plain values of a `Seen`, or why there are none; of (detections, annotations, ids of the images)."""
+    file, ann, ids = work
+    try:
+        detections = read_json(file)
+        errors = find_errors(ann, detections, IOU)
+        boxes = boxes_on(ann, detections, ids)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return str(error)
     return [errors.ap, {kind: [int(errors.types.loc[kind, 'count']), errors.types.loc[kind, 'dAP']] for kind in TYPES},
-            {str(image): boxes for image, boxes in boxes_on(ann, detections, ids).items()}]
+            {str(image): own for image, own in boxes.items()}]
 
 
 def boxes_on(ann: Path, detections: Iterable[dict], ids: Sequence[int]) -> dict[int, list[Box]]:

@@ -78,7 +78,7 @@ def _ticks(low: float, high: float, log_y: bool) -> list[tuple[float, str]]:
         values = [(math.log10(m) + k, m * 10. ** k) for k in decades for m in ((1, 2, 5) if high - low < 3 else (1,))]
         return [(place, f'{value:g}') for place, value in values if low <= place <= high]
     step = 10 ** math.floor(math.log10((high - low) or 1))
-    step *= next(m for m in (0.1, 0.2, 0.5, 1, 2) if (high - low) / (step * m) <= 7)
+    step *= next(m for m in (0.1, 0.2, 0.5, 1, 2) if (high - low) / (step * m) <= 8)
     return [(k * step, f'{k * step:.4g}') for k in range(math.ceil(low / step - 1e-9), int(high / step + 1e-9) + 1)]
 
 

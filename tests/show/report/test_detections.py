@@ -1,7 +1,11 @@
 """detections.py: a rule for images that knows no result; right, wrong and missed boxes of a case by hand."""
+import gzip
 import json
 
-from amdlib.show.report.detections import Box, boxes_on, chosen, told
+import pytest
+
+from amdlib.show.report.detections import Box, boxes_on, chosen, see, told
+from amdlib.show.report.records import Entry
 
 
 def test_images_are_chosen_evenly_and_by_their_ids_alone():
@@ -33,3 +37,14 @@ def test_boxes_of_a_case_by_hand(tmp_path):
     assert Box('false', (0, 0, 1, 1), 'ring', 0.7).told == 'ring 0.70: wrong'
     assert boxes_on(ann, [], [7])[7] == [Box('missed', (0, 0, 10, 10), 'disc', None),
                                          Box('missed', (50, 50, 10, 10), 'ring', None)]
+
+
+@pytest.mark.parametrize('content', [b'', b'{}', b'[1]', b'[{"image_id": 1}]', gzip.compress(b'[]')[:-9]])
+def test_detections_that_cannot_be_read_are_told_and_left_out(store, caplog, content):
+    file = store.folder / 'detections.json.gz'
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content)
+    entry = Entry('a', {'data': {'fingerprint': store.dataset.fingerprint}, 'settings': {}})
+    entry.detections_file = file
+    assert see([entry], store, [{'id': 1}]) == {}
+    assert 'a: its detections are left out, they cannot be read' in caplog.text
