@@ -36,6 +36,7 @@ AMDLIB  := $(PY) -m amdlib
 #? ONNX 1 exports the run as ONNX too
 #? MEASURE 1 has cost time a few steps of each row on this machine's GPU
 #? SWITCHES 1 has cost compare the switches for speed, each alone and all together (MEASURE=1: time them)
+#? FIG table or figure, for why, such as fig4, table1 or significance
 #? A results folder, for compare
 #? B another one
 #? COMMIT that made the records which attest is about; default: that of most
@@ -43,7 +44,7 @@ AMDLIB  := $(PY) -m amdlib
 #? VENV folder of the virtual environment; default: .venv
 #? PUBLIC folder of the public code, for make goldens (see tests/goldens/)
 KNOWN := PROFILE DATA GROUP SEEDS SETTINGS METHOD ARM CONTROLS CALIBRATED TEACHERS METHODS VALUES DEVICE JOBS FORCE WEIGHTS \
-         MIRRORS SKIP_TEACHER_CHECK WORKERS TENSORBOARD NAME LAB RUN ONNX MEASURE SWITCHES A B COMMIT PYTHON VENV PUBLIC
+         MIRRORS SKIP_TEACHER_CHECK WORKERS TENSORBOARD NAME LAB RUN ONNX MEASURE SWITCHES FIG A B COMMIT PYTHON VENV PUBLIC
 
 # a variable that is misspelled would go unnoticed
 given   := $(foreach one,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(one)))),$(one)))
@@ -79,7 +80,7 @@ HOW       = $(WHERE) $(ASKED) $(MEANS) $(call flag,FORCE,--force)
 SPREAD   := -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: help setup doctor list values data reproduce-all sweep-phi status bed calibrate plan compare verify keep teachers backbone weights \
-        demo notebook report explore lab export paper-dryrun cost attest test test-fast test-browser torture lint goldens lock clean always
+        demo notebook report publish why explore lab export paper-dryrun cost attest test test-fast test-browser torture lint goldens lock clean always
 
 help:  ## this text
 	@echo 'The AMD kit: rerun "AMD: Adaptive Masked Distillation for Object Detection" (arXiv 2301.13538)'
@@ -165,6 +166,12 @@ report: $(SETUP)  ## gather what is there in a static web site, results/<profile
 
 explore: $(SETUP)  ## write the mask explorer, one page for a browser: move phi, T and the level over test images (GROUP)
 	@$(AMDLIB) explore $(WHERE) $(call opt,GROUP,--group)
+
+publish: $(SETUP)  ## the report's front page as one HTML file that can be committed, results/<profile>/report.html
+	@$(AMDLIB) report $(WHERE) --single
+
+why: $(SETUP)  ## what stands behind the table or figure FIG: files, records, commits, machines, command
+	@$(AMDLIB) why $(WHERE) -- $(call plain,FIG)
 
 lab: $(SETUP)  ## open the notebooks in JupyterLab (LAB: words for it)
 	@$(AMDLIB) lab -- $(foreach one,$(value LAB),$(call quote,$(one)))

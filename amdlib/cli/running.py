@@ -105,11 +105,26 @@ def notebook(given: Words) -> None:
     SCREEN.say(f'\nopen {near(output)}')
 
 
-@command(*WHERE)
+@command(*WHERE, arg('--compare', nargs=2, action='append', default=[], metavar='RUN',
+                     help='a page more, on which two runs stand side by side; repeatable'),
+         arg('--single', nargs='?', const='', metavar='FILE', help='the front page alone as one HTML file that can be '
+             "published; default: report.html beside the tables"))
 def report(given: Words) -> None:
-    """Gather tables, figures and notebooks in a static HTML site."""
-    from amdlib.show import report
-    SCREEN.say(f'open {near(report.build(read.store(given)))}')
+    """Gather tables, figures, runs and notebooks in a static HTML site."""
+    from amdlib.show.report import site
+    if given.single is None:
+        SCREEN.say(f'open {near(site.build(read.store(given), [tuple(pair) for pair in given.compare]))}')
+    elif given.compare:
+        raise SettingError('--single has no pages of runs: expected it without --compare')
+    else:
+        SCREEN.say(f'open {near(site.publish(read.store(given), Path(given.single) if given.single else None))}')
+
+
+@command(arg('name', metavar='FIGURE', help='such as fig4, table1 or significance'), *WHERE)
+def why(given: Words) -> None:
+    """Print what stands behind a table or figure: files, records, commits, machines and the command that makes it."""
+    from amdlib.show.report import provenance
+    print(provenance.why(given.name, read.store(given, sys.stderr)))
 
 
 @command(arg('words', nargs='*', metavar='ARGS', help="after `--`: jupyter lab's own, such as -- --port 8889"))

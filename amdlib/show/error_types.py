@@ -131,14 +131,14 @@ def _found(evaluation: COCOeval, foreground: float, background: float) -> tuple[
         ious = mask.iou(np.array(boxes, float).reshape(-1, 4), np.array([truth[i]['bbox'] for i in near], float),
                         [0] * len(near)) if len(near) and boxes else np.zeros((len(boxes), len(near)))
         own = np.array([truth[i]['category_id'] == cell['category_id'] for i in near], bool)
+        kinds, places = _kinds(ious, own, foreground, background)
         for n, i in enumerate(cell['dtIds']):
             if cell['dtIgnore'][0, n]:
                 continue
             if matched := cell['dtMatches'][0, n]:
                 kind, at = 'correct', index[int(matched)]
             else:
-                kind, at = _kind(ious[n], own, foreground, background)
-                at = int(near[at]) if at >= 0 else -1
+                kind, at = kinds[n], int(near[places[n]]) if places[n] >= 0 else -1
             lines.append((cell['category_id'], cell['dtScores'][n], at, kind, i - 1))  # loadRes counts from 1
     category, score, at, kind, line = (np.array(column) for column in zip(*lines, strict=True)) if lines else (
         np.zeros(0, int), np.zeros(0), np.zeros(0, int), np.zeros(0, object), np.zeros(0, int))
@@ -148,14 +148,17 @@ def _found(evaluation: COCOeval, foreground: float, background: float) -> tuple[
                   missed), [one['id'] for one in truth]
 
 
-def _kind(ious: np.ndarray, own: np.ndarray, foreground: float, background: float) -> tuple[str, int]:
-    """Type of a false positive and the object it means, from its IoU with the image's objects; own: same class."""
+def _kinds(ious: np.ndarray, own: np.ndarray, foreground: float, background: float) -> tuple[np.ndarray, np.ndarray]:
+    """Types of false positives and the objects they mean (-1: none), from their IoU with the image's objects (D, G);
+    own: same class."""
+    kinds, places = np.full(len(ious), 'background', object), np.full(len(ious), -1)
     same, other = np.where(own, ious, -1), np.where(own, -1, ious)
-    for kind, values, least in (('duplicate', same, foreground), ('classification', other, foreground),
-                                ('localisation', same, background), ('both', other, background)):
-        if len(values) and values.max() >= least:
-            return kind, int(values.argmax())
-    return 'background', -1
+    for kind, values, least in (('both', other, background), ('localisation', same, background),
+                                ('classification', other, foreground), ('duplicate', same, foreground)):
+        if ious.size:       # the later ones take precedence
+            fits = values.max(axis=1) >= least
+            kinds[fits], places[fits] = kind, values.argmax(axis=1)[fits]
+    return kinds, places
 
 
 def _repaired(found: _Found, kind: str) -> float:

@@ -12,9 +12,10 @@ import pandas as pd
 
 from amdlib.engine.coco import METRICS
 from amdlib.errors import SettingError
-from amdlib.files import digest, locked, read_json, sha256, write_json
+from amdlib.files import digest, sha256
 from amdlib.runs.run import Run
 from amdlib.runs.store import Store
+from amdlib.show.remembered import Remembered
 from amdlib.show.stats import Matches, paired
 from amdlib.words import log
 
@@ -32,6 +33,7 @@ class OnImages:
 
     def __init__(self, store: Store, runs: Iterable[Run], resamples: int = 1000) -> None:
         self.store, self.resamples = store, resamples
+        self._kept = Remembered(store.folder / KEPT)
         self._runs = {run.id: run for run in runs}
         self._matches: dict[str, Matches] = {}
 
@@ -46,16 +48,20 @@ class OnImages:
         """
         wanted = list(dict.fromkeys(wanted))
         keys = {pair: self._key(*pair) for pair in wanted}
-        kept = self._read()
+        kept = self._kept.read()
         missing = [pair for pair in wanted if keys[pair] not in kept]
         for done, pair in enumerate(missing, 1):
             log.info(f'interval over test images, {done} of {len(missing)}: {pair[0]} minus {pair[1]}')
             table = paired(*map(self.matches, pair), resamples=self.resamples)
             kept[keys[pair]] = {line.metric: _plain([line.difference, line.low, line.high])
                                 for line in table.itertuples()}
-            self._keep({keys[pair]: kept[keys[pair]]})
-        return {pair: pd.DataFrame.from_dict(kept[keys[pair]], orient='index', columns=['difference', 'low', 'high'],
-                                             dtype=float).reindex(list(METRICS)) for pair in wanted}
+            self._kept.keep({keys[pair]: kept[keys[pair]]})
+        return {pair: _table(kept[keys[pair]]) for pair in wanted}
+
+    def known(self, wanted: Iterable[tuple[str, str]]) -> dict[tuple[str, str], pd.DataFrame]:
+        """Of several pairs those that were resampled before."""
+        kept = self._kept.read()
+        return {pair: _table(kept[key]) for pair in wanted if (key := self._key(*pair)) in kept}
 
     def matches(self, run: str) -> Matches:
         """What a run found, matched with the objects of its test images."""
@@ -72,16 +78,10 @@ class OnImages:
         found = [sha256(self.store.detections_file(one)) for one in runs]
         return digest(json.dumps([RULE, self.resamples, self.store.dataset.fingerprint, *splits, *found]))
 
-    def _read(self) -> dict[str, dict[str, list]]:
-        try:
-            return read_json(self.store.folder / KEPT)
-        except (FileNotFoundError, ValueError):     # nothing is lost but time
-            return {}
 
-    def _keep(self, found: dict[str, dict[str, list]]) -> None:
-        path = self.store.folder / KEPT
-        with locked(path.with_suffix('.lock'), 'waiting for another process that keeps its intervals'):
-            write_json(path, {**self._read(), **found})
+def _table(found: dict[str, list]) -> pd.DataFrame:
+    return pd.DataFrame.from_dict(found, orient='index', columns=['difference', 'low', 'high'], dtype=float).reindex(
+        list(METRICS))
 
 
 def _plain(values: list[float]) -> list[float | None]:

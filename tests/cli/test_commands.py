@@ -324,7 +324,7 @@ def test_a_table_without_records_names_the_runs_that_are_missing(call, coco_fold
     (['sweep', 'reppoints-amd', 'fi', '1'], "reppoints-amd has no setting 'fi'; it has: "),
     (['sweep', 'reppoints-baseline', 'phi', '1'], "reppoints-baseline has no setting 'phi'"),
     (['sweep', 'reppoints-amd', 'phi', 'much'], "phi='much': expected float"),
-    (['report'], 'no table, figure or executed notebook to report on; run `make reproduce-table1')])
+    (['report'], 'no table, figure, record or executed notebook to report on; run `make reproduce-table1')])
 def test_a_mistake_is_told_before_anything_is_trained(call, coco_folder, tmp_path, monkeypatch, words, expected):
     monkeypatch.setattr(batch, 'run_missing', lambda *_, **__: pytest.fail('a batch was started'))
     monkeypatch.setattr(notebooks, 'execute', lambda notebook, _, parameters: notebooks.check(notebook, parameters))

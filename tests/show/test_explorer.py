@@ -158,7 +158,7 @@ def test_the_command_writes_a_page_of_test_images_or_of_pictures_of_ones_own(sto
     assert main(words) == 0
     assert str(tmp_path / 'mini' / 'explorer.html') in capsys.readouterr().out
     page = (tmp_path / 'mini' / 'explorer.html').read_text()
-    assert 'The first 4 test images' in page or 'whose boxes cover' in page
+    assert '4 test images by rule' in page or 'with two boxes or more' in page
     own, none = tmp_path / 'my <b>.jpg', tmp_path / 'none.jpg'
     own.write_bytes(photo(50, 30, '.jpg'))
     none.write_text('no picture')
