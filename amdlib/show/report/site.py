@@ -21,7 +21,7 @@ from amdlib.runs import fingerprints
 from amdlib.runs.store import Store
 from amdlib.show import explorer, tables
 from amdlib.show.compare import compare_runs
-from amdlib.show.report import claims, detections, drawings, markdown, notebooks, pages, single, words
+from amdlib.show.report import claims, detections, drawings, markdown, notebooks, pages, single, summary, words
 from amdlib.show.report.provenance import FIGURES, Provenance, behind, subjects, where
 from amdlib.show.report.records import Entry, mark_used, problem, read_cells, read_entries
 from amdlib.show.report.runs import Runs, changes, curves, in_order, means
@@ -123,7 +123,8 @@ def build(store: Store, compare: Sequence[tuple[str, str]] = ()) -> Path:
 
 
 def publish(store: Store, file: Path | None = None) -> Path:
-    """Write the front page as one HTML file that loads nothing and links to no other; return it.
+    """Write the front page as one HTML file that loads nothing and links to no other, and beside it its one picture
+    for who reads no further, summary.png and .svg; return the page.
 
     Args:
         file: default: report.html in the store's folder.
@@ -134,6 +135,7 @@ def publish(store: Store, file: Path | None = None) -> Path:
     shown = {**contents.shown(), 'notebooks': [{**book, 'page': ''} for book in books], 'pairs': []}
     sources = {name: [path for kind in ('.svg', '.png') for path in source.files if path.suffix == kind]
                for name, source in contents.sources.items() if name in contents.found}
+    summary.write(store, shown['claims'], file.with_name('summary'))
     return single.write(file, sources, lambda pictures: pages.render(
         'report.html', {**_shared(store), 'single': True, 'style': pages.style(notebooks=False)}, root='',
         pictures=pictures, **shown))
