@@ -1,13 +1,14 @@
 """README and docs/: links lead somewhere, commands exist, and what the code assumes stands there."""
 import re
 
+import pandas as pd
 import pytest
 
 from amdlib.cli import COMMANDS
 from amdlib.files import ROOT
 from amdlib.runs.recipe import SETTINGS
 
-PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md')), ROOT / 'CONTRIBUTING.md', ROOT / 'CHANGELOG.md']
 MAKEFILE = (ROOT / 'Makefile').read_text()
 SOURCES = {path.relative_to(ROOT / 'amdlib'): path.read_text() for path in (ROOT / 'amdlib').rglob('*.py')}
 every_page = pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
@@ -39,7 +40,7 @@ def test_every_link_leads_somewhere(page):
 
 def test_every_page_asks_a_question_that_the_readme_links():
     readme = PAGES[0].read_text()
-    for page in PAGES[1:]:
+    for page in (ROOT / 'docs').glob('*.md'):
         title = page.read_text().splitlines()[0]
         assert re.fullmatch(r'# .*\?', title), page
         assert f'| {title[2:]} | [docs/{page.name}](docs/{page.name}) |' in readme
@@ -103,3 +104,20 @@ def test_every_place_that_the_table_names_exists():
     for name, _, _, where in table().values():
         for told in re.findall(r'`([^`]+)`', where):
             assert (ROOT / 'amdlib' / told).is_file() or re.search(rf'\b{told}\b', source), f'{name}: {told}'
+
+
+def test_the_glossary_explains_each_word_once_and_every_state_of_a_run():
+    text = (ROOT / 'docs' / 'glossary.md').read_text()
+    lines = re.findall(r'^\| (?!word|---)([^|]+) \|', text, re.MULTILINE)
+    words = [word for line in lines for word in line.split(', ')]
+    assert len(set(words)) == len(words)
+    assert {'done', 'stale', 'failed', 'running', 'missing'} <= set(words)
+
+
+def test_the_changelog_tells_the_planned_results_as_they_are_committed():
+    text = (ROOT / 'CHANGELOG.md').read_text()
+    results = pd.read_csv(ROOT / 'results' / 'mini' / 'significance.csv').set_index('comparison')
+    for name in ('AMD over MGD', 'AMD over same share at random'):
+        line = results.loc[name]
+        assert f'{line.difference:+.2f}' in text
+        assert f'[{line.low:+.2f}, {line.high:+.2f}]' in text
