@@ -75,8 +75,14 @@ def test_every_setting_that_is_named_exists(page):
             assert word.partition('=')[0] in {*SETTINGS, 'key', 'name'}, word
 
 
-def test_the_readme_has_every_setting():
-    assert set(SETTINGS) <= set(re.findall(r'`(\w+)`', PAGES[0].read_text()))
+def test_a_page_has_every_setting():
+    assert set(SETTINGS) <= set(re.findall(r'`(\w+)`', (ROOT / 'docs' / 'reproduce.md').read_text()))
+
+
+def test_the_readme_is_read_in_five_minutes():
+    text = PAGES[0].read_text()
+    assert len(text.split()) <= 900
+    assert text.count('\n') <= 130
 
 
 # ---- assumptions and deviations ---------------------------------------------------------------------------------
