@@ -168,7 +168,8 @@ class _Batch:
                          f'{minutes(found.record["wall_s"])}')
                 self._check(run)
             else:
-                self.failed[run] = f'exit {child.process.returncode}, {found.name} ({found.why}); log: {child.log}'
+                self.failed[run] = (f'exit {child.process.returncode}, {found.name} ({found.why}); log: {child.log}'
+                                    f'{_said_last(child.log)}')
             if run in self.failed:
                 log.info(f'[{self._done()}] {run.id}: FAILED, {self.failed[run]}')
 
@@ -207,6 +208,15 @@ class _Batch:
         left = f', about {minutes(elapsed_s * (1 / share - 1))} left in all' if 0.02 < share < 1 else ''
         text = f'[{self._done()}] {minutes(elapsed_s)}{left}  ' + ' | '.join(parts)
         (SCREEN.progress if SCREEN.rewrites else log.info)(text)
+
+
+def _said_last(log_file: Path) -> str:
+    """The error with which a log ends, for a line that names the log; '' where there is none."""
+    with contextlib.suppress(OSError):
+        lines = log_file.read_bytes()[-4000:].decode(errors='replace').split('\n')
+        if told := [line.strip() for line in lines if line.startswith('error: ')]:
+            return f': {told[-1][:300]}'
+    return ''
 
 
 def _steps(run: Run, images: int) -> int:

@@ -5,6 +5,7 @@ from which numbers and intervals follow. No weights: a run is repeated by its co
 """
 from __future__ import annotations
 
+import gzip
 import shutil
 
 from amdlib.files import read_json, whole, write_json
@@ -44,7 +45,8 @@ def _keep(run: Run, store: Store, detections: bool) -> None:
     if len(logged):
         files.add(KEPT_SCALARS)
         with whole(folder / KEPT_SCALARS) as beside:
-            logged.to_csv(beside, index=False, float_format='%.5g', compression={'method': 'gzip', 'mtime': 0})
+            text = logged.to_csv(index=False, float_format='%.5g')     # pandas would write the file's name into it
+            beside.write_bytes(gzip.compress(text.encode(), mtime=0))
     if detections:
         files.add(KEPT_DETECTIONS)
         write_json(folder / KEPT_DETECTIONS, read_json(own / DETECTIONS))

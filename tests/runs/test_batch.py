@@ -33,7 +33,7 @@ echo "$$" > "$folder/pid"
 echo "$MASTER_PORT" > "$folder/port"
 echo "start $name $CUDA_VISIBLE_DEVICES" >> "$EVENTS"
 for failing in $FAILING; do
-    if [ "$failing" = "$name" ]; then echo "boom"; echo "end $name" >> "$EVENTS"; exit 3; fi
+    if [ "$failing" = "$name" ]; then echo "boom"; echo "error: no cat"; echo "end $name" >> "$EVENTS"; exit 3; fi
 done
 if [ "$HANGING" = "$name" ]; then
     echo '{"phase": "train", "step": 3, "steps": 9, "pid": '$$', "host": "'$(uname -n)'"}' > "$folder/progress.json"
@@ -264,7 +264,8 @@ def test_a_failing_notebook_is_named_with_its_own_log(children, go, swept):
     children.fail(changed.id)
     with pytest.raises(RunError) as told:
         go([], executed=swept)
-    assert f'{changed.id}: exit 3, missing (never run); log: {notebook.with_suffix(".log")}' in str(told.value)
+    log = notebook.with_suffix('.log')
+    assert f'{changed.id}: exit 3, missing (never run); log: {log}: error: no cat' in str(told.value)
     assert plain.id in children.started()
     assert not notebook.exists()
 
@@ -301,7 +302,7 @@ def test_a_failed_run_does_not_stop_others_and_is_named_with_its_log(children, g
         go([Run.of('retinanet-baseline', 'mini', seed) for seed in range(4)], jobs=1)
     assert len(children.started()) == 4
     log = mini.folder / 'runs' / 'retinanet-baseline-s1' / 'console.log'
-    assert log.read_text() == 'boom\n'
+    assert log.read_text() == 'boom\nerror: no cat\n'
     assert str(told.value).startswith('1 of 4 runs failed:\n  retinanet-baseline-s1: exit 3')
     assert str(log) in str(told.value)
     assert 'retinanet-baseline-s1: FAILED' in caplog.text

@@ -123,7 +123,7 @@ def _harmed(folder, fault):
         both = [(start(folder, fault, name), name) for name in ('said', 'other')]
         for process, name in both:
             status, said = end(process, folder, name)
-            if status and 'is training it in' not in said:
+            if status and not re.search('is training it in|FAILED, exit 1, running', said):
                 return f'one of two ended with {status}:\n{said[-600:]}'
         return ''
     kind, _, file = fault.how.partition(' ')
