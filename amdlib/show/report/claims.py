@@ -18,7 +18,7 @@ from amdlib.runs.store import Store, line_of
 from amdlib.show.report.provenance import where
 from amdlib.show.report.records import Entry, differs
 from amdlib.show.verdicts import judge, pair_up
-from amdlib.words import plural
+from amdlib.words import plural, some
 
 SEEDS = ' '.join(map(str, range(min(one.seeds for one in PLANNED))))    # that a question of one's own begins with
 
@@ -154,4 +154,4 @@ def _explored(claim: Claim, group: str, store: Store, runs: Mapping[Any, Entry])
         return Judged(claim, group, 'exploratory', command=command)
     low, high = (None if value is None or math.isnan(value) else value for value in (found.low, found.high))
     return Judged(claim, group, 'exploratory', found.difference, low, high, found.n, found.verdict,
-                  note='; '.join(pairs.left_out))
+                  note=some(pairs.left_out, '; ', 2))

@@ -89,7 +89,9 @@ def _make_safe(output: Any) -> None:
     if 'text/markdown' in data:
         data['text/html'] = str(markdown.html(data.pop('text/markdown')))
     elif 'text/html' in data:
-        data['text/html'] = SAFE.sanitize_html_tags(data['text/html'])
+        # the sanitiser would leave the text of a style, which pandas writes before its tables
+        unstyled = re.sub(r'<style\b.*?</style\s*>', '', data['text/html'], flags=re.DOTALL | re.IGNORECASE)
+        data['text/html'] = SAFE.sanitize_html_tags(unstyled)
     for kind in [kind for kind in data if kind not in SHOWN]:
         del data[kind]
 

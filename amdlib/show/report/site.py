@@ -75,7 +75,7 @@ class Contents:
             table = TABLES.get(name.partition('_')[0])
             alts[name] = words.of_figure(name, cells, folder, self.sources[name].subject.caption) if not table else (
                 words.of_table(table, cells) if cells is not None else '')
-        drawn = [line for line in judged if line.verdict]
+        drawn = [line for line in judged if line.low is not None]    # one seed has no interval
         return {
             'tables': TABLES.values(), 'figures': FIGURES, 'found': self.found, 'sources': self.sources, 'alts': alts,
             'runs': self.listed, 'entries': self.entries, 'group_title': tables.group_title,
@@ -135,7 +135,8 @@ def publish(store: Store, file: Path | None = None) -> Path:
     shown = {**contents.shown(), 'notebooks': [{**book, 'page': ''} for book in books], 'pairs': []}
     sources = {name: [path for kind in ('.svg', '.png') for path in source.files if path.suffix == kind]
                for name, source in contents.sources.items() if name in contents.found}
-    summary.write(store, shown['claims'], file.with_name('summary'))
+    if store.dataset.test_ann.is_file():    # of the data, where a folder was only copied here, nothing can be drawn
+        summary.write(store, shown['claims'], file.with_name('summary'))
     return single.write(file, sources, lambda pictures: pages.render(
         'report.html', {**_shared(store), 'single': True, 'style': pages.style(notebooks=False)}, root='',
         pictures=pictures, **shown))
