@@ -15,7 +15,8 @@ ROOT = Path(__file__).resolve().parent.parent
 NEEDED = {'torch': 'torch', 'torchvision': 'torchvision', 'mmcv': 'mmcv-lite', 'mmengine': 'mmengine', 'mmdet': 'mmdet',
           'pycocotools': 'pycocotools', 'cv2': 'opencv-python-headless', 'numpy': 'numpy', 'scipy': 'scipy',
           'pandas': 'pandas', 'matplotlib': 'matplotlib', 'papermill': 'papermill', 'jupyterlab': 'jupyterlab',
-          'ipykernel': 'ipykernel', 'ipywidgets': 'ipywidgets', 'nbformat': 'nbformat', 'nbconvert': 'nbconvert',
+          'ipykernel': 'ipykernel', 'ipywidgets': 'ipywidgets', 'anywidget': 'anywidget',
+          'nbformat': 'nbformat', 'nbconvert': 'nbconvert',
           'latex2mathml': 'latex2mathml', 'tabulate': 'tabulate', 'tqdm': 'tqdm', 'filelock': 'filelock',
           'psutil': 'psutil',
           'pkg_resources': 'setuptools'}  # mmengine reads mmdet:: configs through it; setuptools >= 81 has it no more

@@ -3,8 +3,8 @@
 A format is one file in `formats/`. What is learned from the data, or drawn of it for a reader, is not here.
 """
 from amdlib.datasets.checks import check
-from amdlib.datasets.dataset import Dataset, coco_images
+from amdlib.datasets.dataset import Dataset, coco_images, trained_images
 from amdlib.datasets.prepare import prepare
 from amdlib.datasets.scene import ShapesSpec
 
-__all__ = ['Dataset', 'ShapesSpec', 'check', 'coco_images', 'prepare']
+__all__ = ['Dataset', 'ShapesSpec', 'check', 'coco_images', 'prepare', 'trained_images']

@@ -22,7 +22,6 @@ from amdlib.words import plural, some
 
 OUTSIDE_TOLERANCE_PX = 1.0   # COCO's own boxes leave the image by fractions of a pixel
 DEGENERATE_BELOW_PX = 1.0    # mmdet drops narrower or lower boxes when it trains
-TRAINED_FROM_PX = 32        # the shorter side of an image from which mmdet's configs train on it (filter_cfg)
 CHECK_ALL_BELOW = 5000       # images; in smaller splits every one is opened and its content fingerprinted
 MOST_AREA = 2.0              # of a box's own: more is not the area of that box
 LARGEST = 1e9                # pixels and square pixels: a number beyond is a mistake
@@ -214,17 +213,11 @@ def _inspect_annotations(ann: Path, coco: dict, sizes_px: dict[int, tuple[int, i
     if coco['annotations'] and usable <= 0 and not found.problems:
         found.problems.append(f'{ann}: no box that counts: {counts["crowd"]} crowd or difficult, '
                               f'{len(found.degenerate)} degenerate')
-    empty = image_ids - {record.get('image_id') for record in coco['annotations']
-                         if isinstance(record.get('image_id'), int)}
-    narrow = {i for i in image_ids - empty if min(sizes_px.get(i, [TRAINED_FROM_PX])) < TRAINED_FROM_PX}
-    if found.name == 'train':
-        found.notes += [f'train: {plural(len(some), "image", "images")} {what}: mmdet trains without '
-                        f'{"it" if len(some) == 1 else "them"}'
-                        for some, what in ((empty, 'without a box'), (narrow, f'narrower than {TRAINED_FROM_PX} px'))
-                        if some]
-        if coco['annotations'] and not image_ids - empty - narrow and not found.problems:
-            found.problems.append(f'{ann}: no image that mmdet trains on: {len(empty)} without a box, {len(narrow)} '
-                                  f'narrower than {TRAINED_FROM_PX} px')
+    empty = len(image_ids - {record.get('image_id') for record in coco['annotations']
+                             if isinstance(record.get('image_id'), int)})
+    if found.name == 'train' and empty:
+        found.notes.append(f'train: {plural(empty, "image", "images")} without a box: mmdet trains without '
+                           f'{"it" if empty == 1 else "them"}')
     if any(record['id'] == 0 for record in coco['annotations']):
         found.notes.append(f'{found.name}: annotation id 0 is never matched by pycocotools; number them from 1')
     found.counts = {**counts, 'classes': dict(classes)}

@@ -15,6 +15,8 @@ from amdlib.errors import DataError
 
 BAR_FROM = 500   # images; fewer are done before a bar could be read
 
+TRAINED_FROM_PX = 32    # the shorter side from which mmdet's configs train on an image (filter_cfg)
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -45,6 +47,14 @@ class Dataset:
 def coco_images(ann_file: str | Path) -> list[dict]:
     """The images of a COCO file."""
     return json.loads(Path(ann_file).read_text())['images']
+
+
+def trained_images(ann_file: str | Path) -> list[dict]:
+    """Those of a COCO file on which mmdet trains: it leaves out images without an annotation and narrow ones."""
+    coco = json.loads(Path(ann_file).read_text())
+    annotated = {box['image_id'] for box in coco['annotations']}
+    return [image for image in coco['images']
+            if image['id'] in annotated and min(image['width'], image['height']) >= TRAINED_FROM_PX]
 
 
 def read_coco(ann: Path) -> dict:

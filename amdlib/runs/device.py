@@ -53,6 +53,9 @@ def check_it_fits(run: Run, images: int, data: str) -> None:
                        f'--device cpu, in {gpus} processes on the CPU')
     if visible == 0 and 'fp16' in (run.recipe.amp, run.recipe.half_teacher):
         raise RunError(f'{run.id}: fp16 needs a GPU; bf16 works on the CPU too')
+    if not images and run.trains:
+        raise RunError(f'{run.id}: {data} has no image that mmdet trains on: all are without a box or narrower than '
+                       '32 px')
     if (step := run.batch_size * gpus) > images:
         raise RunError(f'{run.id}: a step needs {step} images (batch_size={run.batch_size} on '
                        f'{gpus} GPU{"s" if gpus > 1 else ""}), {data} has {images} to train on: lower '

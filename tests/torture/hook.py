@@ -6,7 +6,7 @@ point; 0: none), after (whether the change is made before the harm), how:
 | how | harm |
 | --- | --- |
 | `SIGKILL`, `SIGTERM`, `SIGINT` | the signal, to this process |
-| `parent` | SIGKILL to the process that started this one |
+| `parent` | SIGKILL to the process that started this one; to this one where that is `top`, the call itself |
 | `full` | from here on nothing more can be written: the disk is full |
 | `remove PATH` | a folder below `folder` is gone |
 """
@@ -59,7 +59,7 @@ def harm():
     elif how == 'remove':
         shutil.rmtree(os.path.join(ASKED['folder'], path), ignore_errors=True)
     elif how == 'parent':
-        os.kill(os.getppid(), signal.SIGKILL)
+        os.kill(os.getpid() if os.getpid() == ASKED['top'] else os.getppid(), signal.SIGKILL)
         time.sleep(1)
     else:
         os.kill(os.getpid(), getattr(signal, how))
