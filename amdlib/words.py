@@ -20,7 +20,12 @@ class _Shown(logging.Handler):
         self.screen = screen
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.screen.say(record.getMessage())
+        try:
+            self.screen.say(record.getMessage())
+        except BrokenPipeError:     # whoever read has seen enough
+            raise
+        except Exception:           # as every handler: what cannot be said stops nothing
+            self.handleError(record)
 
 
 def show_log(stream: TextIO | None = None) -> None:

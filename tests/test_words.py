@@ -26,6 +26,14 @@ def test_numbers_and_lists():
     assert timestamp().endswith('+00:00')
 
 
+def test_what_cannot_be_said_stops_nothing(capsys):
+    closed = io.StringIO()
+    show_log(closed)
+    closed.close()
+    log.info('into nowhere')
+    assert 'closed file' in capsys.readouterr().err
+
+
 def test_what_is_said_is_printed_once_where_standard_output_is_now(capsys, monkeypatch):
     show_log()
     show_log()

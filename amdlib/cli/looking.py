@@ -111,7 +111,7 @@ def explore(given: Words) -> None:
     output = given.output or store.folder / 'explorer.html'
     output.parent.mkdir(parents=True, exist_ok=True)
     write_text(output, explorer.page(data))
-    print(f'{output} ({output.stat().st_size / 1e6:.1f} MB): open it in a browser; it needs nothing else')
+    SCREEN.say(f'{output} ({output.stat().st_size / 1e6:.1f} MB): open it in a browser; it needs nothing else')
 
 
 @command()

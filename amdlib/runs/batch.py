@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import signal
 import socket
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from amdlib.datasets import coco_images
+from amdlib.datasets import trained_images
 from amdlib.errors import RunError
 from amdlib.files import ROOT
 from amdlib.runs import jobs, notebooks
@@ -93,8 +92,8 @@ class _Batch:
         self.failed: dict[Run, str] = {}
         self.began_s, self.printed_s, self.finished = time.monotonic(), time.monotonic(), 0
         self.to_do = len(self.waiting)
-        images = len(coco_images(self.store.dataset.train_ann)) if self.waiting else 0
-        self.steps = {run: _steps(run, images) for run in self.waiting}
+        images = len(trained_images(self.store.dataset.train_ann)) if self.waiting else 0
+        self.steps = {run: run.steps(images) for run in self.waiting}
         self.before = dict.fromkeys(self.waiting, 0.0)  # share of a run that an earlier batch made, where it goes on
         self.steps_done = 0.0
 
@@ -217,11 +216,6 @@ def _said_last(log_file: Path) -> str:
         if told := [line.strip() for line in lines if line.startswith('error: ')]:
             return f': {told[-1][:300]}'
     return ''
-
-
-def _steps(run: Run, images: int) -> int:
-    """How many a run makes; none where its detector is given and only evaluated."""
-    return run.epochs * math.ceil(images / run.batch_size) if run.trains else 0
 
 
 def _free_port() -> int:

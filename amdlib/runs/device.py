@@ -5,6 +5,7 @@ import os
 
 import torch
 
+from amdlib.datasets.dataset import TRAINED_FROM_PX
 from amdlib.errors import RunError
 from amdlib.runs.run import Run
 
@@ -55,7 +56,7 @@ def check_it_fits(run: Run, images: int, data: str) -> None:
         raise RunError(f'{run.id}: fp16 needs a GPU; bf16 works on the CPU too')
     if not images and run.trains:
         raise RunError(f'{run.id}: {data} has no image that mmdet trains on: all are without a box or narrower than '
-                       '32 px')
+                       f'{TRAINED_FROM_PX} px')
     if (step := run.batch_size * gpus) > images:
         raise RunError(f'{run.id}: a step needs {step} images (batch_size={run.batch_size} on '
                        f'{gpus} GPU{"s" if gpus > 1 else ""}), {data} has {images} to train on: lower '

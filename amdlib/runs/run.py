@@ -103,6 +103,12 @@ class Run:
         """Whether there is anything to train: not where a detector is given, or left with random weights."""
         return self.row.name != 'untrained' and 'checkpoint' not in {**self.recipe.files(), **self.published_files()}
 
+    def steps(self, images: int) -> int:
+        """How many it makes on so many images, 0 where it trains nothing: a step takes batch size x GPUs of them, an
+        epoch's last one what is left."""
+        an_epoch = math.ceil(math.ceil(images / self.recipe.gpus) / self.batch_size)
+        return self.epochs * an_epoch if self.trains else 0
+
     @property
     def arm(self) -> str:
         """How it starts: 'alone', or 'inherit'."""

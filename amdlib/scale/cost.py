@@ -5,7 +5,6 @@ records of this profile's runs, else by `measure`, which times a few steps on ma
 """
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import statistics
@@ -27,7 +26,7 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 from torch import nn
 
-from amdlib.datasets import Dataset, coco_images
+from amdlib.datasets import Dataset, trained_images
 from amdlib.engine.training import float32_products
 from amdlib.errors import RunError
 from amdlib.files import read_json, write_text
@@ -63,12 +62,12 @@ def table(rows: Iterable[Row], store: Store, settings: Mapping[str, Any] | None 
         store: without a data set (`dataset` None) that of the paper is meant, COCO 2017.
         settings: the recipe of the runs, such as gpus or amp; only measurements with the same recipe count.
     """
-    images = COCO_TRAIN_IMAGES if store.dataset is None else trained_images(store.dataset)
+    images = COCO_TRAIN_IMAGES if store.dataset is None else len(trained_images(store.dataset.train_ann))
     of_records, measured, dry = _records(store), _measured(store), _dry(store)
     lines = []
     for row in rows:
         run = table_run(row, store.profile, settings=settings)
-        steps = steps_of(run, images) if run.trains else 0
+        steps = run.steps(images)
         known = {**measured.get(_key(run), {}), **of_records.get(_key(run), {})}    # by device; records come first
         for device, found in (known or {'': {}}).items():
             s_per_step = found.get('s_per_step', math.nan)
@@ -82,18 +81,6 @@ def table(rows: Iterable[Row], store: Store, settings: Mapping[str, Any] | None 
                 'dry_run_s_per_step': dry.get(row.id, {}).get('s_per_step', math.nan),
                 'dry_run_device': dry.get(row.id, {}).get('device', ''), 'settings': _key(run)[1]})
     return pd.DataFrame(lines)
-
-
-def steps_of(run: Run, images: int) -> int:
-    """Steps of a whole run; a step takes batch size x GPUs images, an epoch's last step what is left."""
-    return run.epochs * math.ceil(math.ceil(images / run.recipe.gpus) / run.batch_size)
-
-
-def trained_images(dataset: Dataset) -> int:
-    """Images of a data set that mmdet trains on: those with an annotation, of 32 px at least (filter_cfg)."""
-    coco = json.loads(Path(dataset.train_ann).read_text())
-    annotated = {one['image_id'] for one in coco['annotations']}
-    return sum(image['id'] in annotated and min(image['width'], image['height']) >= 32 for image in coco['images'])
 
 
 def _key(run: Run) -> tuple[str, str]:
@@ -203,7 +190,7 @@ def measure(rows: Iterable[Row], store: Store, settings: Mapping[str, Any] | Non
         if not run.trains:
             continue
         if store.dataset is not None:
-            check_it_fits(run, len(coco_images(store.dataset.train_ann)), store.dataset.name)
+            check_it_fits(run, len(trained_images(store.dataset.train_ann)), store.dataset.name)
         line = {'row': row.id, 'settings': _key(run)[1], **measure_run(run, store.dataset, steps)}
         lines = pd.concat([_read(file), pd.DataFrame([line])]).drop_duplicates(KEY, keep='last')
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,6 @@ from amdlib.errors import SettingError
 from amdlib.paper.pairs import find_group
 from amdlib.paper.rows import find_row
 from amdlib.runs.calibrate import FIRST_SEED
-from amdlib.runs.config import Taught
 from amdlib.runs.recipe import own_settings
 from amdlib.runs.run import Run, teacher_of
 from amdlib.runs.store import Store
@@ -175,12 +174,11 @@ class Bed:
         if record is None or not self._teacher_is_here or student.reference_rms is not None and not record.get(
                 'feature_rms'):
             return None
-        scales = Taught(self.store.weights(run), None, tuple(record.get('feature_rms') or ())).scales(student)
         pictures = features.pictures(self.store, count=MEASURED_ON, group=self.group.name)
-        found = features.magnitudes(features.load_detector(run, self.store), pictures, student.levels)
-        scaled = [level[:, None] / scale for level, scale in zip(found, scales or [1.0] * len(found), strict=True)]
-        return coverage.mask_coverage(scaled, pictures, [student.value('phi')], student.value('temperature'),
-                                      student.levels)
+        found = features.magnitudes(features.load_detector(run, self.store), pictures, student.levels,
+                                    features.scales(run, self.store, student))
+        return coverage.mask_coverage([g[:, None] for g in found], pictures, [student.value('phi')],
+                                      student.value('temperature'), student.levels)
 
     def _groups(self) -> dict[tuple[str, str], list[tuple[Run, dict[str, Any]]]]:
         """Students by row and settings."""

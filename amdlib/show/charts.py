@@ -136,20 +136,25 @@ def intervals(lines: pd.DataFrame, x_label: str) -> Figure:
     """
     with plt.rc_context({**STYLE, 'axes.grid.axis': 'x'}):
         figure, axis = plt.subplots(figsize=(7.2, 1.1 + 0.34 * max(1, len(lines))), layout='constrained')
-        at = range(len(lines))
-        axis.errorbar(lines.difference, list(at), xerr=_ends(lines), fmt='o', markersize=4, capsize=3,
-                      color=COLOURS['ours'])
-        for y, (line, half) in enumerate(zip(lines.itertuples(), _halves(lines), strict=True)):
-            axis.add_patch(Rectangle((-half, y - 0.35), 2 * half, 0.7, **CHANCE))
-            known = '' if pd.isna(line.low) else f' [{line.low:+.2f}, {line.high:+.2f}]'
-            axis.text(1.02, y, f'{line.difference:+.2f}{known}  {getattr(line, "verdict", "")}', fontsize=8,
-                      va='center', transform=axis.get_yaxis_transform())
-        axis.axvline(0, color='black', linewidth=0.8)
-        axis.set_yticks(list(at), lines.comparison)
-        axis.set_ylim(len(lines) - 0.5, -0.5)
-        axis.set_xlabel(x_label)
+        draw_intervals(axis, lines, x_label)
         figure.legend(handles=[Patch(**CHANCE, label='chance alone, 95 %')], loc='outside lower center', frameon=False)
     return figure
+
+
+def draw_intervals(axis: Axes, lines: pd.DataFrame, x_label: str) -> None:
+    """The same into an axis; beside it, to the right, each line in numbers, with its verdict."""
+    at = range(len(lines))
+    axis.errorbar(lines.difference, list(at), xerr=_ends(lines), fmt='o', markersize=4, capsize=3,
+                  color=COLOURS['ours'], label='here, 95 % interval')
+    for y, (line, half) in enumerate(zip(lines.itertuples(), _halves(lines), strict=True)):
+        axis.add_patch(Rectangle((-half, y - 0.35), 2 * half, 0.7, **CHANCE))
+        known = '' if pd.isna(line.low) else f' [{line.low:+.2f}, {line.high:+.2f}]'
+        axis.text(1.02, y, f'{line.difference:+.2f}{known}  {getattr(line, "verdict", "")}', fontsize=8,
+                  va='center', transform=axis.get_yaxis_transform())
+    axis.axvline(0, color='black', linewidth=0.8)
+    axis.set_yticks(list(at), lines.comparison)
+    axis.set_ylim(len(lines) - 0.5, -0.5)
+    axis.set_xlabel(x_label)
 
 
 def mask_coverage(table: pd.DataFrame) -> Figure:

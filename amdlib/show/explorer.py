@@ -113,7 +113,7 @@ class Look:
         self.detector: nn.Module = features.load_detector(run, store)
 
     def __call__(self, picture: Picture) -> list[Tensor]:
-        found = features.scaled_features(self.detector, [picture], self.levels, self.scales)
+        found = features.level_features(self.detector, [picture], self.levels, self.scales)
         return [f_t.abs().mean(dim=1)[0] for f_t in found]      # Eq. 2
 
 

@@ -205,34 +205,36 @@ def _shipped(run: Run) -> Path | None:
 
 # ---- features ---------------------------------------------------------------------------------------------------
 
-def level_features(model: nn.Module, pictures: Sequence[Picture], levels: Iterable[int]) -> list[Tensor]:
-    """A detector's features of the given levels, (N, C, H, W) each: what distillation compares.
+def level_features(model: nn.Module, pictures: Sequence[Picture], levels: Iterable[int],
+                   scales: Sequence[float] | None = None) -> list[Tensor]:
+    """A detector's features of the given levels, (N, C, H, W) each, divided by their constants: what distillation
+    compares.
 
+    Args:
+        scales: as `scales` gives them; None: undivided.
     Errors: ValueError where there are no pictures, their padded sizes differ, they were normalised for another
     detector, or the detector has no such level.
     """
-    return [torch.cat(chunks) for chunks in zip(*_chunks(model, pictures, levels), strict=True)]
+    return [torch.cat(chunks) for chunks in zip(*_chunks(model, pictures, levels, scales), strict=True)]
 
 
-def scaled_features(model: nn.Module, pictures: Sequence[Picture], levels: Sequence[int],
-                    scales: Sequence[float]) -> list[Tensor]:
-    """`level_features`, each divided by its constant of `scales`: what a loss sees. Errors: as of `level_features`."""
-    return [f_t / scale for f_t, scale in zip(level_features(model, pictures, levels), scales, strict=True)]
-
-
-def magnitudes(model: nn.Module, pictures: Sequence[Picture], levels: Iterable[int]) -> list[Tensor]:
+def magnitudes(model: nn.Module, pictures: Sequence[Picture], levels: Iterable[int],
+               scales: Sequence[float] | None = None) -> list[Tensor]:
     """G of the given levels, (N, H, W) each; needs far less memory than `level_features`. Source: Eq. 2."""
-    chunks = ([feature.abs().mean(dim=1) for feature in features] for features in _chunks(model, pictures, levels))
+    chunks = ([feature.abs().mean(dim=1) for feature in features]
+              for features in _chunks(model, pictures, levels, scales))
     return [torch.cat(parts) for parts in zip(*chunks, strict=True)]
 
 
-def scales(run: Run, store: Store) -> list[float]:
-    """The constant of each level of a run's group by which AMD's training at its profile divides features before it
-    makes a mask of them: its T and phi belong to features that are divided so. 1 where a profile does not scale.
+def scales(run: Run, store: Store, student: Run | None = None) -> list[float]:
+    """The constant of each level of a run's group by which a training divides features before it makes a mask of them:
+    T and phi belong to features that are divided so. 1 where it does not scale.
 
+    Args:
+        student: whose training; None: AMD's at the run's profile.
     Errors: RunError where neither the teacher's record nor what is shipped of it says how large its features are.
     """
-    student = Run.of(f'{run.row.group.name}-amd', run.profile)
+    student = student or Run.of(f'{run.row.group.name}-amd', run.profile)
     if student.reference_rms is None:
         return [1.0] * len(student.levels)
     teacher = run if run.row.is_teacher else student.teacher()
@@ -244,10 +246,12 @@ def scales(run: Run, store: Store) -> list[float]:
     return Taught(store.weights(teacher), None, tuple(told['feature_rms'])).scales(student)
 
 
-def _chunks(model: nn.Module, pictures: Sequence[Picture], levels: Iterable[int]) -> Iterator[list[Tensor]]:
+def _chunks(model: nn.Module, pictures: Sequence[Picture], levels: Iterable[int],
+            scales: Sequence[float] | None) -> Iterator[list[Tensor]]:
     padded_size_px(pictures)
     _check_normalised_for(model, pictures)
     names = [MODULE.format(i=level) for level in levels]
+    scales = [1.0] * len(names) if scales is None else scales
     if unknown := [name for name in names if name not in dict(model.named_modules())]:
         raise ValueError(f'{type(model).__name__} has no module {", ".join(unknown)}')
     device = next(model.parameters()).device
@@ -255,7 +259,7 @@ def _chunks(model: nn.Module, pictures: Sequence[Picture], levels: Iterable[int]
         pixels = torch.stack([picture.pixels for picture in pictures[start:start + CHUNK]])
         with tap(model, names) as features, torch.no_grad():
             model.extract_feat(pixels.to(device))
-        yield [feature.cpu() for feature in features]
+        yield [feature.cpu() / scale for feature, scale in zip(features, scales, strict=True)]
 
 
 def _check_normalised_for(model: nn.Module, pictures: Sequence[Picture]) -> None:

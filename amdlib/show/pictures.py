@@ -43,7 +43,7 @@ def attention_over_images(pictures: Sequence[Picture], attention: Tensor, keep_m
         norm = LogNorm(ATTENTION_FLOOR, max(10.0, float(attention.max())))
         for line, picture, scored, kept in zip(axes, pictures, attention, keep_mask, strict=True):
             own = scores[scores.image_id == picture.image_id]
-            _image(line[0], picture)
+            image(line[0], picture)
             _boxes(line[0], picture, picture.labels)
             line[0].set_ylabel(f'image {picture.image_id}')
             heat = attention_map(line[1], picture, scored, norm)
@@ -76,7 +76,7 @@ def feature_maps(pictures: Sequence[Picture], maps: dict[str, Tensor]) -> Figure
         figure, axes = plt.subplots(len(pictures), 1 + len(maps), squeeze=False, layout='constrained',
                                     figsize=(1.35 * (1 + len(maps)), 0.8 + 1.5 * len(pictures)))
         for n, (line, picture) in enumerate(zip(axes, pictures, strict=True)):
-            _image(line[0], picture)
+            image(line[0], picture)
             _boxes(line[0], picture)
             line[0].set_ylabel(f'image {picture.image_id}')
             line[0].set_xlabel('in boxes / outside:', fontsize=8)
@@ -99,7 +99,7 @@ def ground_truth(pictures: Sequence[Picture]) -> Figure:
         figure, axes = plt.subplots(1, len(pictures), figsize=(2.4 * len(pictures), 2.6), squeeze=False,
                                     layout='constrained')
         for axis, picture in zip(axes[0], pictures, strict=True):
-            _image(axis, picture)
+            image(axis, picture)
             _boxes(axis, picture, picture.labels)
             axis.set_title(f'image {picture.image_id}', fontsize=9)
     return figure
@@ -117,7 +117,7 @@ def detections(pictures: Sequence[Picture], found: Sequence[list[dict]], score: 
         figure, axes = plt.subplots(1, len(pictures), figsize=(2.4 * len(pictures), 3), squeeze=False,
                                     layout='constrained')
         for axis, picture, own in zip(axes[0], pictures, found, strict=True):
-            _image(axis, picture)
+            image(axis, picture)
             sure = sorted((one for one in own if one['score'] >= score), key=lambda one: -one['score'])
             objects = _found_objects(picture, sure)
             for i, (x1, y1, x2, y2) in enumerate(picture.boxes_xyxy_px.tolist()):
@@ -233,13 +233,13 @@ def mask_grid(picture: Picture, masks: dict[str, dict[str, Tensor]]) -> Figure:
 
 def attention_map(axis: Axes, picture: Picture, attention: Tensor, norm: Normalize) -> AxesImage:
     """Attention (H, W) of one image, over the image in grey."""
-    _image(axis, picture, grey=True)
+    image(axis, picture, grey=True)
     return _map(axis, picture, attention, norm=norm, cmap='viridis', alpha=0.7)
 
 
 def masked_positions(axis: Axes, picture: Picture, keep_mask: Tensor) -> None:
     """The image in grey with its masked positions (0 in the (H, W) mask) covered, and its boxes."""
-    _image(axis, picture, grey=True)
+    image(axis, picture, grey=True)
     _map(axis, picture, torch.where(keep_mask == 0, 1.0, torch.nan), cmap=ListedColormap([COLOURS['masked']]),
          alpha=0.75)
     _boxes(axis, picture)
@@ -252,7 +252,8 @@ def _covered(picture: Picture, keep_mask: Tensor, separator: str = ', ') -> str:
     return f'{masked} masked' + ('' if nothing else f'{separator}{in_boxes} in boxes (chance {chance})')
 
 
-def _image(axis: Axes, picture: Picture, grey: bool = False) -> None:
+def image(axis: Axes, picture: Picture, grey: bool = False) -> None:
+    """The image itself, without its padding; in grey as a ground for what is drawn over it."""
     height, width = picture.rgb.shape[:2]
     # where shown in grey, it is washed out, so that what lies on it is told by colour
     shown = 0.5 + 0.5 * picture.rgb.mean(axis=2) / 255 if grey else picture.rgb

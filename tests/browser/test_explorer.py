@@ -50,7 +50,7 @@ def data(store, shown, runs):
 @pytest.fixture(scope='module')
 def maps(store, shown, runs):
     """What a loss sees of a run, picture and level: (1, C, H, W)."""
-    return [[features.scaled_features(features.load_detector(run, store), [picture], run.row.group.levels,
+    return [[features.level_features(features.load_detector(run, store), [picture], run.row.group.levels,
                                       features.scales(run, store)) for picture in shown] for run in runs]
 
 

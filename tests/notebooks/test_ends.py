@@ -23,8 +23,8 @@ except KeyboardInterrupt:   # as the command line does
 WAITING = """
 import time
 from pathlib import Path
-print('waiting', flush=True)
 try:
+    print('waiting', flush=True)    # here: an interrupt that comes at once must meet the cell's own clean-up
     time.sleep(100)
 finally:
     time.sleep(1)

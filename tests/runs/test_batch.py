@@ -529,10 +529,10 @@ def test_a_killed_runs_steps_are_known_when_it_goes_on(children, go, mini, monke
 
 
 def test_a_detector_that_is_only_evaluated_has_no_steps(tiny, weight_file):
-    assert batch._steps(Run.of('retinanet-teacher', 'paper'), 1000) == 0
-    assert batch._steps(Run.of('retinanet-teacher', tiny, 0, {'checkpoint': str(weight_file)}), 9) == 0
-    assert batch._steps(Run.of('retinanet-teacher', tiny), 9) == 5
-    assert batch._steps(Run.of('retinanet-amd', 'paper'), 1000) == 24 * 500
+    assert Run.of('retinanet-teacher', 'paper').steps(1000) == 0
+    assert Run.of('retinanet-teacher', tiny, 0, {'checkpoint': str(weight_file)}).steps(9) == 0
+    assert Run.of('retinanet-teacher', tiny).steps(9) == 5
+    assert Run.of('retinanet-amd', 'paper').steps(1000) == 24 * 500
 
 
 def test_progress_names_a_run_that_has_told_nothing_yet(children, go, monkeypatch):

@@ -10,6 +10,7 @@ import torch
 from mmengine.runner import Runner
 
 from amdlib.cli import main
+from amdlib.datasets import trained_images
 from amdlib.errors import RunError
 from amdlib.paper.profiles import PROFILES
 from amdlib.paper.rows import ROWS, find_row
@@ -17,7 +18,7 @@ from amdlib.runs.config import config
 from amdlib.runs.run import Run
 from amdlib.runs.store import Store
 from amdlib.scale import cost
-from amdlib.scale.cost import made_batch, measure, readable, steps_of, table, trained_images, write
+from amdlib.scale.cost import made_batch, measure, readable, table, write
 
 slow = pytest.mark.slow
 PAPER = PROFILES['paper']
@@ -50,7 +51,7 @@ def lines_of(rows, store, settings=None):
     ({'batch_size': 16, 'epochs': 1}, 7330),       # 7329.1
     ({'gpus': 4, 'accumulate': 2}, 24 * 14659)])   # accumulating changes no number of forward passes
 def test_steps_of_the_paper(settings, steps):
-    assert steps_of(Run.of('retinanet-amd', 'paper', 0, settings), cost.COCO_TRAIN_IMAGES) == steps
+    assert Run.of('retinanet-amd', 'paper', 0, settings).steps(cost.COCO_TRAIN_IMAGES) == steps
 
 
 @pytest.mark.parametrize('batch_size', [1, 2, 3, 8])
@@ -63,8 +64,8 @@ def test_steps_are_those_of_mmdets_loader(dataset, tiny, batch_size, tmp_path):
     fewer = replace(dataset, train_ann=tmp_path / 'train.json')
     run = Run.of('retinanet-baseline', replace(tiny, batch_size=batch_size))
     loader = Runner.build_dataloader(config(run, fewer).train_dataloader, seed=0)
-    assert trained_images(fewer) == len(loader.dataset) == 7
-    assert steps_of(run, 7) == len(loader) == len(list(loader))
+    assert len(trained_images(fewer.train_ann)) == len(loader.dataset) == 7
+    assert run.steps(7) == len(loader) == len(list(loader))
 
 
 def test_what_was_not_measured_is_not_guessed(of_paper, tmp_path):

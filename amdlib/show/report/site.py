@@ -124,7 +124,7 @@ def build(store: Store, compare: Sequence[tuple[str, str]] = ()) -> Path:
 
 def publish(store: Store, file: Path | None = None) -> Path:
     """Write the front page as one HTML file that loads nothing and links to no other, and beside it its one picture
-    for who reads no further, summary.png and .svg; return the page.
+    for who reads no further, summary.png; return the page.
 
     Args:
         file: default: report.html in the store's folder.
