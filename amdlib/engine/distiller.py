@@ -1,8 +1,9 @@
 """Distiller: a student, a frozen teacher and one loss a pyramid level, as an mmengine model.
 
 The outputs of named modules (`neck.fpn_convs.{i}.conv`) of both detectors are compared, level by level, by a method's
-loss; or, with 'auto', the maps that each detector's head receives, paired by their size. The teacher is a plain attribute, not a submodule: so it is in neither the optimizer nor the checkpoint nor a
-distributed wrapper, and `train()` never reaches it.
+loss; or, with 'auto', the maps that each detector's head receives, paired by their size. The teacher is a plain
+attribute, not a submodule: so it is in neither the optimizer nor the checkpoint nor a distributed wrapper, and
+`train()` never reaches it.
 """
 from __future__ import annotations
 
@@ -190,7 +191,8 @@ class Distiller(BaseModel):
                 ) -> tuple[tuple[int, ...], list[str | int], list[str | int]]:
         """The numbers of the levels that are compared, and what is tapped for them on both sides."""
         if AUTO not in (student_module, teacher_module):
-            return tuple(levels), *([pattern.format(i=i) for i in levels] for pattern in (student_module, teacher_module))
+            names = ([pattern.format(i=i) for i in levels] for pattern in (student_module, teacher_module))
+            return tuple(levels), *names
         if levels is None and student_module != teacher_module:
             raise ValueError(f'levels=None goes with {AUTO!r} on both sides, not with a pattern on one')
         image_px, sides = PROBE_PX[True], []

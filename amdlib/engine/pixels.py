@@ -45,8 +45,8 @@ def normalisation(preprocessor: nn.Module) -> tuple[Tensor, Tensor, bool]:
     """Mean and std (3,) in the order in which channels leave it, and whether it swaps them."""
     mean, std = (getattr(preprocessor, key, None) for key in ('mean', 'std'))
     if not hasattr(preprocessor, '_channel_conversion'):
-        raise ValueError(f'{type(preprocessor).__name__} normalises pixels in a way of its own; expected mean, std and a '
-                         'swap of channels, as of a DetDataPreprocessor')
+        raise ValueError(f'{type(preprocessor).__name__} normalises pixels in a way of its own; expected mean, std and '
+                         'a swap of channels, as of a DetDataPreprocessor')
     mean, std = (torch.full((3,), blank) if value is None else value.detach().float().cpu().flatten().expand(3)
                  for value, blank in ((mean, 0.0), (std, 1.0)))
     return mean, std, bool(preprocessor._channel_conversion)

@@ -71,8 +71,8 @@ def maps_in(found: Any) -> list[Tensor]:
 
 
 def never_seen(model: nn.Module, names: Sequence[str | int], image_px: int = 128) -> list[str]:
-    """Those of the named parts whose output the head does not receive, neither as it is nor through the rest of the part
-    that holds them (a norm behind a convolution)."""
+    """Those of the named parts whose output the head does not receive, neither as it is nor through the rest of the
+    part that holds them (a norm behind a convolution)."""
     named = [name for name in names if not isinstance(name, int)]
     features, handed = look(model, [*named, *(name.rpartition('.')[0] for name in named)], image_px)
     seen = {id(one) for one in handed}
@@ -108,4 +108,5 @@ def pairs_by_size(student: Sequence[Tensor], teacher: Sequence[Tensor]) -> list[
 
 def told_sizes(maps: Sequence[Tensor], image_px: int) -> str:
     """Stride, channels and grid of maps, for a message: `8 (256 x 64x64), 16 (256 x 32x32)`."""
-    return ', '.join(f'{image_px / one.shape[-2]:.3g} ({one.shape[1]} x {one.shape[-2]}x{one.shape[-1]})' for one in maps)
+    return ', '.join(f'{image_px / height:.3g} ({channels} x {height}x{width})'
+                     for _, channels, height, width in (one.shape for one in maps))
