@@ -105,6 +105,11 @@ class Distiller(BaseModel):
         if compile_teacher:  # the backbone is nearly all of its cost; the neck stays as it is, for the taps
             teacher.backbone.compile()
 
+    @property
+    def detector(self) -> nn.Module:
+        """The student, by the name under which mmdet's hooks look for a detector in another model."""
+        return self.student
+
     def init_weights(self) -> None:
         """Done when it was built: the student starts before anything else draws."""
 

@@ -22,7 +22,7 @@ from amdlib.runs.progress import describe, quiet_s, read_progress
 from amdlib.runs.run import Run, with_teachers
 from amdlib.runs.store import RECORD, Store, tidy
 from amdlib.terminal import SCREEN
-from amdlib.words import log, minutes
+from amdlib.words import log, minutes, number
 
 POLL_S = 0.5
 EXPERIMENT = notebooks.NOTEBOOKS / 'experiment.ipynb'
@@ -163,7 +163,7 @@ class _Batch:
             self.steps_done += self.steps[run] * (1 - self.before[run])
             found = self.store.state(run)
             if child.process.returncode == 0 and found.name == 'done':
-                log.info(f'[{self._done()}] {run.id}: {found.record["numbers"]["mAP"]:.1f} mAP in '
+                log.info(f'[{self._done()}] {run.id}: {number(found.record["numbers"]["mAP"])} mAP in '
                          f'{minutes(found.record["wall_s"])}')
                 self._check(run)
             else:
