@@ -22,7 +22,7 @@ LEGEND = 24                 # classes that it names
 
 
 def grid(dataset: Dataset) -> Figure:
-    """Pictures at even distances through each split, in its order, with boxes in a colour a class; crowd boxes dashed."""
+    """Pictures at even distances through each split, in its order, with boxes in a colour a class; crowds dashed."""
     splits = {'train': (dataset.train_ann, dataset.train_images), 'test (reported)': (
         dataset.test_ann, dataset.test_images), 'val': (dataset.val_ann, dataset.val_images)}
     read = {split: (json.loads(ann.read_text()), images) for split, (ann, images) in splits.items() if ann}

@@ -120,7 +120,7 @@ class Beside(_Xml):
         for image in images:
             by_stem.setdefault(image.stem, []).append(image)
         entries, labelled = [], set()
-        for xml in filter(_is_voc, sorted(_xml_files(part.images, part.images != self.root))):
+        for xml in filter(_is_voc, sorted(part.images.rglob('*.xml'))):
             own = by_stem.get(xml.stem, [])
             near = [image for image in own if image.parent == xml.parent] or [
                 image for image in own if image.parent.name == xml.parent.name] or own
@@ -148,7 +148,7 @@ def recognise(root: Path) -> Converted | None:
 
 
 def _xml_files(folder: Path, split: bool = False) -> Iterable[Path]:
-    """Those in a folder, and those below it: of a split all, else in a folder for them."""
+    """By which a folder is known: those in it and, of a split, below it, else in a folder for them."""
     yield from folder.glob('*.xml')
     for child in folder.iterdir():
         if child.is_dir() and (split or child.name.lower() in XML_FOLDERS):
