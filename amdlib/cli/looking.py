@@ -134,16 +134,12 @@ def data(given: Words) -> None:
         if given.data:
             raise SettingError(f'{given.folder} and --data {given.data}: expected one of them')
         given.data, given.profile = given.folder, 'small' if given.profile == 'mini' else given.profile
-    store = read.store(given, sys.stdout)
-    dataset = store.dataset
-    SCREEN.say(f'{dataset.name}: {len(dataset.classes)} classes, fingerprint {dataset.fingerprint}')
-    for note in dataset.notes:
-        SCREEN.say(f'  note: {note}')
+    store = read.store(given, sys.stdout)     # which tells what is in it
     if given.to:
-        SCREEN.say(f'{write_folder(dataset, given.to)}: written in COCO layout')
+        SCREEN.say(f'{write_folder(store.dataset, given.to)}: written in COCO layout')
     if given.grid or given.data:
         file = (given.grid or store.folder / 'data.png').with_suffix('.png')
-        charts.save(dataset_grid.grid(dataset), file.with_suffix(''), ('png',))
+        charts.save(dataset_grid.grid(store.dataset), file.with_suffix(''), ('png',))
         SCREEN.say(f'{file}: pictures with their boxes; see whether they fit')
 
 

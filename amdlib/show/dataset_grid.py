@@ -16,7 +16,7 @@ from amdlib.datasets import Dataset
 from amdlib.show.charts import STYLE
 
 COLUMNS, ROWS = 5, 2        # of pictures, a split
-LONGEST_PX = 480            # side of a picture that is drawn
+LONGEST_PX = 320            # side of a picture that is drawn
 COLOURS = '#56B4E9', '#F0E442', '#CC79A7', '#009E73', '#0072B2', '#999999', '#FFFFFF', '#000000'
 LEGEND = 24                 # classes that it names
 
@@ -30,7 +30,7 @@ def grid(dataset: Dataset) -> Figure:
              for line in _lines(len(coco['images']))]
     colours = {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(dataset.classes)}
     with plt.rc_context({**STYLE, 'axes.grid': False}):
-        figure, axes = plt.subplots(len(lines), COLUMNS, figsize=(2.4 * COLUMNS, 0.5 + 2.3 * len(lines)), squeeze=False,
+        figure, axes = plt.subplots(len(lines), COLUMNS, figsize=(1.7 * COLUMNS, 0.5 + 1.7 * len(lines)), squeeze=False,
                                     layout='constrained')
         for row, (split, coco, images, line) in zip(axes, lines, strict=True):
             names = {one['id']: one['name'] for one in coco['categories']}
@@ -57,7 +57,7 @@ def _draw(axis: Axes, image: dict, annotations: list[dict], folder: Path, names:
           colours: Mapping[str, str]) -> None:
     loaded = cv2.imread(str(folder / image['file_name']))
     if loaded is None:      # in a large split not every picture was opened
-        axis.set_title(f'{_plain(image["file_name"])}\nnot readable', fontsize=7)
+        axis.set_title(f'{_plain(image["file_name"])}\nnot readable', fontsize=6)
         return
     rgb = cv2.cvtColor(loaded, cv2.COLOR_BGR2RGB)
     scale = min(1.0, LONGEST_PX / max(rgb.shape[:2]))
@@ -72,7 +72,7 @@ def _draw(axis: Axes, image: dict, annotations: list[dict], folder: Path, names:
                                  path_effects=[withStroke(linewidth=2.4, foreground='black')]))
     name = image['file_name'] if len(image['file_name']) <= 26 else f'...{image["file_name"][-23:]}'
     boxes = f'{len(own)} box{"es" * (len(own) != 1)}'
-    axis.set_title(f'{_plain(name)}\n{image["width"]}x{image["height"]}, {boxes}', fontsize=7)
+    axis.set_title(f'{_plain(name)}\n{image["width"]}x{image["height"]}, {boxes}', fontsize=6)
 
 
 def _plain(text: str) -> str:

@@ -132,7 +132,7 @@ def test_a_folder_of_the_user_is_never_replaced(tmp_path):
 @pytest.mark.parametrize(('kind', 'data', 'message'), [
     ('huge', None, "'huge': expected shapes, folder, coco, first_of_coco"),
     ('shapes', Path('x'), 'mini makes its own data; DATA=x belongs to'),
-    ('folder', None, 'DATA=<folder> with a data set in COCO or Pascal VOC layout'),
+    ('folder', None, 'DATA=<folder> with a data set in COCO, Pascal VOC, YOLO or another'),
     ('coco', None, 'DATA=<folder> with COCO 2017'), ('first_of_coco', None, 'DATA=<folder> with COCO 2017'),
     ('folder', Path('nowhere'), 'nowhere: no such folder')])
 def test_wrong_calls(kind, data, message, tmp_path):

@@ -116,12 +116,12 @@ def _not_found(data: Path, modules: Mapping[str, ModuleType]) -> str:
     by_suffix = Counter(path.suffix.lower() or 'without suffix' for path in files)
     told = [f'{count} {suffix} ({some((path for path in sorted(files) if path.suffix.lower() == suffix), limit=2)})'
             for suffix, count in by_suffix.most_common(6)]
-    near = [module.LAYOUT for suffix, _ in by_suffix.most_common() for module in modules.values()
-            if module.LABELS == suffix]
+    near = next((own for suffix, _ in by_suffix.most_common() if (own := [
+        module.LAYOUT for module in modules.values() if module.LABELS == suffix])), [])
     has = f'it has {plural(len(files), "file", "files")}: {"; ".join(told)}' if files else 'it has no file'
     layouts = f'expected {" or ".join(module.LAYOUT for module in modules.values())}'
     return f'{data}: no data set here or one level below; {has}' + (
-        f'. Nearest is {near[0]}' if near else '') + f'; {layouts}'
+        f'. Nearest is {" or ".join(near)}' if near else '') + f'; {layouts}'
 
 
 # ---- what formats need too --------------------------------------------------------------------------------------

@@ -230,7 +230,7 @@ def _numbered(ann: Path, coco: dict) -> list[str]:
                 raise DataError(f'{ann}: {part} entry {i - 1}: id {record["id"]!r} is used more than once')
             record['id'] = i
         for one in _records(coco, 'annotations') if meant else []:
-            one[meant] = number.get(str(one.get(meant)), one.get(meant))
+            one[meant] = number.get(str(one.get(meant)), f'{one.get(meant)}')    # a text is none: the check tells
         done.append(f'ids of {part} that are no numbers, counted from 1')
     return done
 
