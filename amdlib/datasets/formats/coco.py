@@ -75,7 +75,7 @@ class Coco:
         for split, (ann, images) in self._parts().items():
             coco = cocos[split]
             if pictures:
-                problems += _find_pictures(ann, coco, split, pictures)
+                problems += _find_pictures(ann, coco, pictures)
             done = [*_numbered(ann, coco), *_sized(coco, images), *_filled(coco)]
             done += broken_note(_drop_broken(coco, images)) if drop_broken else []
             if done or super_class or self.search:
@@ -263,9 +263,9 @@ def _filled(coco: dict) -> list[str]:
         ('area', areas, 'width x height'), ('iscrowd', crowds, '0')) if count]
 
 
-def _find_pictures(ann: Path, coco: dict, split: str, pictures: Pictures) -> list[str]:
+def _find_pictures(ann: Path, coco: dict, pictures: Pictures) -> list[str]:
     """Put in each file_name where the picture lies. Returns problems; what is nowhere the check tells."""
-    problems = []
+    problems, split = [], split_of(str(ann.relative_to(pictures.root)))
     for record in _records(coco, 'images'):
         name = record.get('file_name')
         found = pictures.find(name, ann.parent, split) if isinstance(name, str) else []

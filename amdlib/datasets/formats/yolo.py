@@ -46,8 +46,9 @@ class Yolo(Converted):
     def __init__(self, root: Path, names: dict[int, str], parts: dict[str, Part], file: Path, keypoint_values: int = 0,
                  lacking: Sequence[str] = ()) -> None:
         places = [place for part in parts.values() for one in part.found for place in (one, _labels(one))]
-        told = '; '.join([f'{file.name}, {plural(len(names), "class", "classes")}, {", ".join(parts)}', *lacking])
-        super().__init__(root, 'yolo', by_role(root, parts), dict.fromkeys([file, *places]), f'YOLO layout: {told}')
+        found = [file.name, plural(len(names), 'class', 'classes'), *(part.name for part in parts.values())]
+        super().__init__(root, 'yolo', by_role(root, parts), dict.fromkeys([file, *places]),
+                         f'YOLO layout: {"; ".join([", ".join(found), *lacking])}')
         self.names, self.file, self.keypoint_values, self.lacking = names, file, keypoint_values, lacking
         self.classes = [names[number] for number in sorted(names)]
 
@@ -93,8 +94,9 @@ class Yolo(Converted):
             if not line.strip():
                 continue
             shown = f'line {number}: {line.strip()[:80]!r}'
+            words = line.split()
             try:
-                name, parts = self._read(line.split())
+                name, parts = self._read(words)
             except ValueError as error:
                 problems.append(f'{label}: {shown}: {error}')
                 continue
@@ -106,9 +108,9 @@ class Yolo(Converted):
             else:
                 x, y, width, height = parts
                 corners = x - width / 2, y - height / 2, x + width / 2, y + height / 2
+                if len(words) > 5:
+                    odd['keypoints'].append(told)
             boxes.append(Box(name, [part * side for part, side in zip(corners, size_px * 2, strict=True)], told))
-            if self.keypoint_values:
-                odd['keypoints'].append(told)
         if problems:
             raise DataError(problems)
         return boxes
