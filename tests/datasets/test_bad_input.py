@@ -204,6 +204,7 @@ VOC = {
     'box without a class': (lambda root: write_xml(root, 'train1', [('', (1, 1, 9, 9), 0)]),
         'expected a name and four'),
     'list empty': (lambda root: (root / 'ImageSets/Main/train.txt').write_text(''), 'train.txt: empty'),
+    'listed name too long': (lambda root: (root / 'ImageSets/Main/train.txt').write_text('a' * 300), 'no such image'),
     'listed twice': (lambda root: (root / 'ImageSets/Main/train.txt').write_text('train1\ntrain1\n'),
         'listed more than once'),
     'no test list': (lambda root: [(root / f'ImageSets/Main/{name}.txt').unlink() for name in ('test', 'val')],

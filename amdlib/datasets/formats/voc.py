@@ -7,6 +7,7 @@ Classes are sorted by name, ids count from 1.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -95,7 +96,7 @@ class Voc(_Xml):
             if len(images) != 1:
                 why = 'more than one image: ' + some(path.name for path in images) if images else 'no such image'
                 problems.append(f'{part.origin.name}: {stem}: {why} in JPEGImages')
-            elif not xml.exists():
+            elif not os.path.exists(xml):
                 problems.append(f'{part.origin.name}: {xml}: no such file')
             else:
                 entries.append((images[0], xml))
@@ -103,7 +104,7 @@ class Voc(_Xml):
 
     def _stem(self, line: str) -> str:
         """A name in a list may have blanks; some lists have a number behind it."""
-        return line if (self.root / 'Annotations' / f'{line}.xml').is_file() else line.split()[0]
+        return line if os.path.isfile(self.root / 'Annotations' / f'{line}.xml') else line.split()[0]
 
 
 class Beside(_Xml):
