@@ -11,7 +11,12 @@ SETUP   := $(VENV)/.setup-done
 AMDLIB  := $(PY) -m amdlib
 
 #? PROFILE mini (default: shapes, narrow networks, minutes on a CPU), small (a real data set), paper (COCO)
-#? DATA folder of the data set, for PROFILE=small (COCO or Pascal VOC layout) and PROFILE=paper (COCO 2017)
+#? DATA folder of the data set, for PROFILE=small (COCO, Pascal VOC, YOLO: docs/data.md) and PROFILE=paper (COCO 2017)
+#? SPLIT share that is trained on, such as 0.8, where DATA is not split; the rest is reported
+#? SPLIT_SEED of that split; default: 0
+#? NEGATIVES keep (images without a box are trained on too) or drop (left out everywhere); default: not trained on
+#? DROP_BROKEN 1 leaves out images that cannot be read, by name
+#? LAYOUT of DATA, where it fits several: coco, voc, yolo, cvat or csv
 #? GROUP retinanet, reppoints or faster_rcnn; default: all three (one figure: the paper's)
 #? SEEDS seeds of the students, such as "0 1 2"; default: 0
 #? SETTINGS of every run, such as "epochs=2 gpus=8 'backbone=a folder/r50.pth'"; README has all
@@ -43,7 +48,7 @@ AMDLIB  := $(PY) -m amdlib
 #? PYTHON interpreter for make setup, 3.11 or newer; default: python3
 #? VENV folder of the virtual environment; default: .venv
 #? PUBLIC folder of the public code, for make goldens (see tests/goldens/)
-KNOWN := PROFILE DATA GROUP SEEDS SETTINGS METHOD ARM CONTROLS CALIBRATED TEACHERS METHODS VALUES DEVICE JOBS FORCE WEIGHTS \
+KNOWN := PROFILE DATA SPLIT SPLIT_SEED NEGATIVES DROP_BROKEN LAYOUT GROUP SEEDS SETTINGS METHOD ARM CONTROLS CALIBRATED TEACHERS METHODS VALUES DEVICE JOBS FORCE WEIGHTS \
          MIRRORS SKIP_TEACHER_CHECK WORKERS TENSORBOARD NAME LAB RUN ONNX MEASURE SWITCHES FIG A B COMMIT PYTHON VENV PUBLIC
 
 # a variable that is misspelled would go unnoticed
@@ -66,7 +71,9 @@ opt   = $(if $(value $(1)),$(2)=$(call quote,$(value $(1))))
 flag  = $(if $(filter-out 0,$(value $(1))),$(2))
 plain = $(if $(value $(1)),$(call quote,$(value $(1))))
 
-WHERE     = $(call opt,PROFILE,--profile) $(call opt,DATA,--data)
+WHERE     = $(call opt,PROFILE,--profile) $(call opt,DATA,--data) $(call opt,SPLIT,--split) \
+            $(call opt,SPLIT_SEED,--split-seed) $(call opt,NEGATIVES,--negatives) \
+            $(call flag,DROP_BROKEN,--drop-broken) $(call opt,LAYOUT,--layout)
 SET       = $(call opt,SETTINGS,--settings) $(if $(value TEACHERS),--set=$(call quote,teachers=$(value TEACHERS)))
 ASKED     = $(call opt,GROUP,--group) $(call opt,SEEDS,--seeds) $(call opt,VALUES,--values) \
             $(SET) $(call opt,METHOD,--method) $(call opt,ARM,--arm) \

@@ -37,16 +37,17 @@ def check(ann: str | Path, images: str | Path, split: str) -> list[str]:
     return found.problems + [f'{ann}: degenerate {box}' for box in found.degenerate]
 
 
-def examine(*splits: Path) -> dict:
+def examine(*splits: Path, negatives: bool = False) -> dict:
     """Check every split, and each against the others: classes, notes, fingerprint and counts. Errors: DataError.
 
     Args:
         splits: COCO file and image folder of train, of test, and of val where there is one.
+        negatives: images without a box are trained on.
     """
     problems, found = [], {}
     for split, ann, images in zip(('train', 'test', 'val'), splits[0::2], splits[1::2], strict=False):
         try:
-            found[split] = _inspect(ann, images, split)
+            found[split] = _inspect(ann, images, split, negatives)
         except DataError as error:
             problems += error.problems
     if problems:
@@ -72,7 +73,8 @@ def examine(*splits: Path) -> dict:
     unseen = [name for name in classes if not train.counts['classes'].get(name)]
     if unseen:
         notes.append(f'no training box of {plural(len(unseen), "class", "classes")}: {some(unseen)}')
-    return {'classes': classes, 'notes': notes, 'fingerprint': fingerprint([one.content for one in found.values()]),
+    content = [*(one.content for one in found.values()), *(['negatives'] if negatives else [])]
+    return {'classes': classes, 'notes': notes, 'fingerprint': fingerprint(content),
             'counts': {name: one.counts for name, one in found.items()}}
 
 
@@ -94,6 +96,7 @@ def _shared(first: _Findings, second: _Findings) -> list[tuple[str, str]]:
 @dataclass
 class _Findings:
     name: str
+    negatives: bool = False                                # whether images without a box are trained on
     problems: list[str] = field(default_factory=list)
     degenerate: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -103,10 +106,10 @@ class _Findings:
     counts: dict = field(default_factory=dict)
 
 
-def _inspect(ann: Path, images: Path, split: str) -> _Findings:
+def _inspect(ann: Path, images: Path, split: str, negatives: bool = False) -> _Findings:
     """Check one COCO file and its images. Errors: DataError where the file cannot be read at all."""
     coco = read_coco(ann)
-    found = _Findings(split)
+    found = _Findings(split, negatives)
     _inspect_categories(ann, coco, found)
     sizes_px = _inspect_images(ann, images, coco, found)
     _inspect_annotations(ann, coco, sizes_px, found)
@@ -216,8 +219,9 @@ def _inspect_annotations(ann: Path, coco: dict, sizes_px: dict[int, tuple[int, i
     empty = len(image_ids - {record.get('image_id') for record in coco['annotations']
                              if isinstance(record.get('image_id'), int)})
     if found.name == 'train' and empty:
-        found.notes.append(f'train: {plural(empty, "image", "images")} without a box: mmdet trains without '
-                           f'{"it" if empty == 1 else "them"}')
+        told = f'train: {plural(empty, "image", "images")} without a box'
+        found.notes.append(f'{told}, trained on as asked' if found.negatives else
+                           f'{told}: mmdet trains without {"it" if empty == 1 else "them"}')
     if any(record['id'] == 0 for record in coco['annotations']):
         found.notes.append(f'{found.name}: annotation id 0 is never matched by pycocotools; number them from 1')
     found.counts = {**counts, 'classes': dict(classes)}

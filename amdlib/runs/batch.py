@@ -92,7 +92,8 @@ class _Batch:
         self.failed: dict[Run, str] = {}
         self.began_s, self.printed_s, self.finished = time.monotonic(), time.monotonic(), 0
         self.to_do = len(self.waiting)
-        images = len(trained_images(self.store.dataset.train_ann)) if self.waiting else 0
+        data = self.store.dataset
+        images = len(trained_images(data.train_ann, data.negatives)) if self.waiting else 0
         self.steps = {run: run.steps(images) for run in self.waiting}
         self.before = dict.fromkeys(self.waiting, 0.0)  # share of a run that an earlier batch made, where it goes on
         self.steps_done = 0.0

@@ -75,7 +75,7 @@ def train(run: Run, store: Store, *, force: bool = False, resume: bool = False, 
     folder = Path(work_dir) if work_dir else store.run_folder(run)
     if work_dir is None and (record := _finished(run, store, force)):
         return record
-    check_it_fits(run, len(trained_images(store.dataset.train_ann)), store.dataset.name)
+    check_it_fits(run, len(trained_images(store.dataset.train_ann, store.dataset.negatives)), store.dataset.name)
     if run.row.shuffled and not run.profile.keep_features:
         raise RunError(f'{run.id} needs the kept features of all pictures; profile {run.profile.name} keeps none')
     teacher = run.teacher()
