@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from amdlib.datasets.dataset import fingerprint, progress, read_coco
+from amdlib.datasets.dataset import TRAINED_FROM_PX, fingerprint, progress, read_coco
 from amdlib.errors import DataError
 from amdlib.words import plural, some
 
@@ -213,11 +213,14 @@ def _inspect_annotations(ann: Path, coco: dict, sizes_px: dict[int, tuple[int, i
     if coco['annotations'] and usable <= 0 and not found.problems:
         found.problems.append(f'{ann}: no box that counts: {counts["crowd"]} crowd or difficult, '
                               f'{len(found.degenerate)} degenerate')
-    empty = len(image_ids - {record.get('image_id') for record in coco['annotations']
-                             if isinstance(record.get('image_id'), int)})
-    if found.name == 'train' and empty:
-        found.notes.append(f'train: {plural(empty, "image", "images")} without a box: mmdet trains without '
-                           f'{"it" if empty == 1 else "them"}')
+    empty = image_ids - {record.get('image_id') for record in coco['annotations']
+                         if isinstance(record.get('image_id'), int)}
+    narrow = {i for i, size_px in sizes_px.items() if min(size_px) < TRAINED_FROM_PX} - empty
+    if found.name == 'train':
+        found.notes += [f'train: {plural(len(left_out), "image", "images")} {why}: mmdet trains without '
+                        f'{"it" if len(left_out) == 1 else "them"}'
+                        for left_out, why in ((empty, 'without a box'), (narrow, f'narrower than {TRAINED_FROM_PX} px'))
+                        if left_out]
     if any(record['id'] == 0 for record in coco['annotations']):
         found.notes.append(f'{found.name}: annotation id 0 is never matched by pycocotools; number them from 1')
     found.counts = {**counts, 'classes': dict(classes)}
