@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from amdlib.datasets.dataset import fingerprint, progress, read_coco
+from amdlib.datasets.dataset import TRAINED_FROM_PX, fingerprint, progress, read_coco
 from amdlib.errors import DataError
 from amdlib.words import plural, some
 
@@ -216,12 +216,17 @@ def _inspect_annotations(ann: Path, coco: dict, sizes_px: dict[int, tuple[int, i
     if coco['annotations'] and usable <= 0 and not found.problems:
         found.problems.append(f'{ann}: no box that counts: {counts["crowd"]} crowd or difficult, '
                               f'{len(found.degenerate)} degenerate')
-    empty = len(image_ids - {record.get('image_id') for record in coco['annotations']
-                             if isinstance(record.get('image_id'), int)})
-    if found.name == 'train' and empty:
-        told = f'train: {plural(empty, "image", "images")} without a box'
-        found.notes.append(f'{told}, trained on as asked' if found.negatives else
-                           f'{told}: mmdet trains without {"it" if empty == 1 else "them"}')
+    empty = image_ids - {record.get('image_id') for record in coco['annotations']
+                         if isinstance(record.get('image_id'), int)}
+    narrow = {i for i, size_px in sizes_px.items() if min(size_px) < TRAINED_FROM_PX} - (
+        set() if found.negatives else empty)
+    if found.name == 'train':
+        found.notes += [f'train: {plural(len(some_of), "image", "images")} {why}'
+                        + (', trained on as asked' if trained else
+                           f': mmdet trains without {"it" if len(some_of) == 1 else "them"}')
+                        for some_of, why, trained in (
+                            (empty - narrow, 'without a box', found.negatives),
+                            (narrow, f'narrower than {TRAINED_FROM_PX} px', False)) if some_of]
     if any(record['id'] == 0 for record in coco['annotations']):
         found.notes.append(f'{found.name}: annotation id 0 is never matched by pycocotools; number them from 1')
     found.counts = {**counts, 'classes': dict(classes)}

@@ -12,6 +12,7 @@ done here.
 """
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
 from collections.abc import Iterable, Mapping
@@ -100,20 +101,25 @@ class Store:
 
     def _state_in(self, run: Run, folder: Path, whole: bool = True) -> State:
         """`state` from one folder; `whole`: weights and detections are to be there."""
-        if not (folder / RECORD).is_file():
-            return unfinished(folder)
+        left = unfinished(folder)
+        if left.name == 'running' or not (folder / RECORD).is_file():
+            return left
+        again = _begun_again(folder)    # and not ended: the record is still the old one
         try:
             record = read_json(folder / RECORD)
             reasons = self._reasons(record, run)
             reasons += [f'{name} is missing' for name in (WEIGHTS, DETECTIONS)
                         if whole and not (folder / name).is_file()]
             reasons += evidence.disagreements(record, folder if whole else None)
-            note = fingerprints.other_versions(record['versions'])
+            note = ', '.join(filter(None, [fingerprints.other_versions(record['versions']),
+                                           again and f'made again, which {left}']))
         except (OSError, ValueError) as error:
             return State('stale', f'{RECORD} cannot be read: {error}')
         except (KeyError, TypeError, AttributeError) as error:
             return State('stale', f'record of another format: {error} is missing or of another kind')
-        return State('stale', ', '.join(reasons), record, note) if reasons else State('done', '', record, note)
+        if reasons:
+            return left if again else State('stale', ', '.join(reasons), record, note)
+        return State('done', '', record, note)
 
     def _reasons(self, record: dict[str, Any], run: Run) -> list[str]:
         """Why a record does not count."""
@@ -299,10 +305,12 @@ def remove_all_halves(folder: Path) -> None:
 
 
 def unfinished(folder: Path) -> State:
-    """The state of a run whose folder has no record."""
+    """The state of a run whose folder has no record, or one that is being made again."""
     progress = read_progress(folder)
     if not progress:
         return State('missing', 'never run')
+    if progress['phase'] == 'done':
+        return State('missing', 'its record is gone')
     if progress['phase'] == 'failed':
         return State('failed', progress.get('error', ''))
     at = f'step {progress["step"]} of {progress["steps"]}'
@@ -312,6 +320,13 @@ def unfinished(folder: Path) -> State:
     if progress['host'] != platform.node() and silent_s > max(GONE_S, 10 * (progress.get('s_per_step') or 0)):
         return State('failed', f'at {at} on {progress["host"]}, which has said nothing for {minutes(silent_s)}')
     return State('running', at)
+
+
+def _begun_again(folder: Path) -> bool:
+    """Whether a run that has a record was begun once more since, and has not ended."""
+    with contextlib.suppress(OSError):
+        return (folder / UNFINISHED).stat().st_mtime_ns > (folder / RECORD).stat().st_mtime_ns
+    return False
 
 
 def told_machine(record: Mapping[str, Any]) -> str:

@@ -26,6 +26,7 @@ from amdlib.files import locked, plain, read_json, sha256, write_json, write_tex
 from amdlib.runs import evidence, fingerprints, taking, teacher_check, watch
 from amdlib.runs.config import Taught, config, describe_lr, settings_hash
 from amdlib.runs.device import check_it_fits, full_gpu
+from amdlib.runs.progress import FILE as PROGRESS
 from amdlib.runs.progress import ProgressReport, training_process
 from amdlib.runs.run import Run
 from amdlib.runs.store import RECORD, UNFINISHED, WEIGHTS, Store, read_scalars, remove_all_halves, tidy
@@ -63,11 +64,11 @@ def train(run: Run, store: Store, *, force: bool = False, resume: bool = False, 
           cfg_options: dict[str, Any] | None = None, wait: bool = False) -> dict[str, Any]:
     """Train and evaluate one run, its teacher first where that is missing; return the record.
 
-    A finished run is not trained again unless `force`; a stale one is, and said so. An interrupted one goes on from its
-    last whole checkpoint where settings, data, code, teacher and versions are the same, unless `force`; with `resume`
-    it is an error where it cannot. `cfg_options` are mmengine's dotted keys; such a run is recorded in `work_dir`,
-    outside the tables. One process trains a run: where another one does, this is an error, or with `wait` its record is
-    waited for (as a student does for its teacher's).
+    A finished run is not trained again unless `force`; a stale one is, and said so. What it left stays until the new
+    training has ended. An interrupted one goes on from its last whole checkpoint where settings, data, code, teacher
+    and versions are the same, unless `force`; with `resume` it is an error where it cannot. `cfg_options` are
+    mmengine's dotted keys; such a run is recorded in `work_dir`, outside the tables. One process trains a run: where
+    another one does, this is an error, or with `wait` its record is waited for (as a student does for its teacher's).
     Errors: RunError; whatever training raises, after progress.json has said `failed`.
     """
     _check_words(store, force, resume, cfg_options, work_dir)
@@ -308,9 +309,9 @@ def _drop_halves(file: Path) -> None:
 
 
 def _clear(folder: Path) -> None:
-    """Take an older record away before its run is made again: record first, then what it speaks of."""
-    for name in (RECORD, UNFINISHED, 'weights.pth', 'detections.json.gz', 'error.txt', 'progress.json',
-                 'scalars.jsonl', evidence.REMEMBERED):
+    """Take away what an earlier training left unfinished. A record, and what it speaks of, stays until this one has
+    ended: a kill, or FORCE=1 by mistake, costs no finished run."""
+    for name in (UNFINISHED, 'error.txt', PROGRESS):
         (folder / name).unlink(missing_ok=True)
     for name in ('mmengine', 'tensorboard'):
         shutil.rmtree(folder / name, ignore_errors=True)

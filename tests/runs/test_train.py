@@ -75,6 +75,28 @@ def stamp(folder):
     return {name: (folder / name).stat().st_mtime_ns for name in ('record.json', 'weights.pth', 'detections.json.gz')}
 
 
+def _train_until(step, run, store, **how):
+    """Kill this process, as `kill -9` does, after so many steps; 0: once it has trained, before its record."""
+    original = runner.ProgressHook.after_train_iter
+
+    def kill(self, of, *words, **more):
+        original(self, of, *words, **more)
+        if of.iter + 1 == step:
+            os.kill(os.getpid(), signal.SIGKILL)
+    runner.ProgressHook.after_train_iter = kill
+    if not step:
+        train_module.evidence.of = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    train(run, store, **how)
+
+
+def _killed(*words, **how):
+    """`_train_until` in a process of its own."""
+    process = multiprocessing.get_context('fork').Process(target=_train_until, args=words, kwargs=how)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
 # ---- one run, end to end ----------------------------------------------------------------------------------------
 
 @slow
@@ -401,22 +423,48 @@ def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(store, tiny,
 def test_a_failing_run_says_failed_and_leaves_no_record(store, tiny, monkeypatch):
     run = Run.of('retinanet-baseline', tiny)
     folder = store.run_folder(run)
-    train(run, store)   # an older record must not survive a failed repetition
 
     def explode(*_, **__):
         raise RuntimeError('the loss is not finite\nsecond line')
     with monkeypatch.context() as patch:
         patch.setattr(runner.ProgressHook, 'after_train_iter', explode)
         with pytest.raises(RuntimeError, match='not finite'):
-            train(run, store, force=True)
+            train(run, store)
     progress = read_progress(folder)
     assert (progress['phase'], progress['error']) == ('failed', 'RuntimeError: the loss is not finite')
     assert 'explode' in (folder / 'error.txt').read_text()
-    for name in ('record.json', 'weights.pth', 'detections.json.gz'):
-        assert not (folder / name).exists()
+    assert not (folder / 'record.json').exists()
     assert store.state(run).name == 'failed'
     train(run, store)
     assert not (folder / 'error.txt').exists()
+
+
+@slow
+def test_a_finished_run_is_there_until_it_has_been_made_again(store, tiny, monkeypatch):
+    """What fails or is killed meanwhile costs nothing."""
+    run = Run.of('retinanet-baseline', tiny)
+    folder, record, seen = store.run_folder(run), train(run, store), []
+    before = stamp(folder)
+
+    def fail(*_, **__):
+        seen.append(store.state(run).name)
+        raise RuntimeError('no')
+    with monkeypatch.context() as patch:
+        patch.setattr(runner.ProgressHook, 'after_train_iter', fail)
+        with pytest.raises(RuntimeError, match='^no$'):
+            train(run, store, force=True)
+    assert seen == ['running']
+    assert (store.state(run).name, store.state(run).note) == ('done', 'made again, which failed (RuntimeError: no)')
+    _killed(1, run, store, force=True)
+    assert store.state(run).name == 'done'
+    assert store.state(run).note.startswith('made again, which failed (killed at step ')
+    assert stamp(folder) == before
+    assert train(run, store)['began'] == record['began']        # it counts, and what was left is tidied away
+    assert store.state(run).note == ''
+    _killed(0, run, store, force=True)      # other files are there, and the old record
+    assert train(run, store)['weights_sha256'] == record['weights_sha256']
+    assert store.state(run).name == 'done'
+    assert sorted(path.name for path in (folder / 'mmengine').glob('*.pth')) == []
 
 
 @slow
@@ -509,18 +557,6 @@ def test_a_student_waits_for_a_teacher_that_another_process_trains(store, tiny, 
 
 # ---- interrupted ------------------------------------------------------------------------------------------------
 
-def _train_until(step, run, store):
-    """Kill this process, as `kill -9` does, after so many steps."""
-    original = runner.ProgressHook.after_train_iter
-
-    def kill(self, of, *words, **more):
-        original(self, of, *words, **more)
-        if of.iter + 1 == step:
-            os.kill(os.getpid(), signal.SIGKILL)
-    runner.ProgressHook.after_train_iter = kill
-    train(run, store)
-
-
 @slow
 def test_what_an_interrupted_run_goes_on_from(store, tiny, said, monkeypatch):
     """In one test, since each part needs a killed run: a damaged file, other code, --force, --resume."""
@@ -528,11 +564,7 @@ def test_what_an_interrupted_run_goes_on_from(store, tiny, said, monkeypatch):
     folder = store.run_folder(run)
     with pytest.raises(RunError, match='cannot resume in .*: no interrupted run is there'):
         train(run, store, resume=True)
-    process = multiprocessing.get_context('fork').Process(target=_train_until,
-                                                          args=(2 * STEPS_AN_EPOCH + 1, run, store))
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    _killed(2 * STEPS_AN_EPOCH + 1, run, store)
     assert store.state(run).name == 'failed'
     newest = folder / 'mmengine' / 'epoch_2.pth'
     newest.write_bytes(newest.read_bytes()[:-1000])
@@ -580,10 +612,7 @@ def test_a_killed_run_goes_on_to_the_same_record(store, tiny, mine, tmp_path, ro
     """Bit for bit as the engine's tests have it; here what is recorded, also with a loss from outside."""
     run = Run.of(f'retinanet-{mine}' if row == 'outside' else row, tiny, 0, {'epochs': 3})
     train(run.teacher(), store)
-    process = multiprocessing.get_context('fork').Process(target=_train_until,
-                                                          args=(2 * STEPS_AN_EPOCH + 2, run, store))
-    process.start()
-    process.join()
+    _killed(2 * STEPS_AN_EPOCH + 2, run, store)
     record = train(run, store, resume=True)
     whole = train(run, store, work_dir=tmp_path / 'whole')
     assert (record['resumed_from'], whole['resumed_from']) == ([2 * STEPS_AN_EPOCH], [])

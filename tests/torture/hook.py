@@ -20,7 +20,7 @@ import shutil
 import signal
 import time
 
-_open = builtins.open
+_open, _os_open = builtins.open, os.open
 ASKED = {}
 FULL = []       # whether the disk is full by now
 CHANGES = (('replace', 1), ('rename', 1), ('unlink', 0), ('remove', 0), ('rmdir', 0), ('mkdir', 0))
@@ -33,6 +33,7 @@ def install(asked):
     for name, which in CHANGES:
         setattr(os, name, pointed(getattr(os, name), name, which))
     builtins.open = io.open = opened
+    os.open = low_level_opened
 
 
 def reached(what, path):
@@ -45,11 +46,13 @@ def reached(what, path):
     return number
 
 
-def concerns(path):
-    try:
-        return os.path.abspath(os.fspath(path)).startswith(ASKED['folder'] + os.sep)
-    except (TypeError, ValueError):     # a descriptor
-        return False
+def place(path, dir_fd=None):
+    """The absolute path that is meant, where it lies below the folder; '' where it does not, or is a descriptor."""
+    if not isinstance(path, (str, os.PathLike)):
+        return ''
+    within = os.getcwd() if dir_fd is None else os.readlink(f'/proc/self/fd/{dir_fd}')
+    meant = os.path.normpath(os.path.join(within, path))
+    return meant if meant.startswith(ASKED['folder'] + os.sep) else ''
 
 
 def harm():
@@ -69,14 +72,14 @@ def pointed(function, what, which=0):
     """The function, as a point at which harm can be done."""
     @functools.wraps(function)
     def call(*words, **more):
-        named = len(words) > which and isinstance(words[which], (str, os.PathLike)) and more.get('dir_fd') is None
-        if not named or not concerns(words[which]):
+        path = place(words[which], more.get('dir_fd')) if len(words) > which else ''
+        if not path:
             return function(*words, **more)
-        here = reached(what, words[which]) == ASKED['at']
+        here = reached(what, path) == ASKED['at']
         if here and not ASKED['after']:
             harm()
         if FULL and what.split()[0] in (*WRITES, 'open'):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(words[which]))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
         try:
             return function(*words, **more)
         finally:
@@ -87,6 +90,10 @@ def pointed(function, what, which=0):
 
 def opened(file, mode='r', *words, **more):
     """`open`: what is opened to be written is a point, before and after the file is there."""
-    if any(letter in mode for letter in 'wax+') and isinstance(file, (str, os.PathLike)) and concerns(file):
-        return pointed(_open, f'open {mode}')(file, mode, *words, **more)
-    return _open(file, mode, *words, **more)
+    writes = any(letter in mode for letter in 'wax+')
+    return (pointed(_open, f'open {mode}') if writes else _open)(file, mode, *words, **more)
+
+
+def low_level_opened(path, flags, *words, **more):
+    """`os.open`, as locks are: likewise where a file is made."""
+    return (pointed(_os_open, 'create') if flags & os.O_CREAT else _os_open)(path, flags, *words, **more)
