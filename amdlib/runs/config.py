@@ -56,7 +56,7 @@ def config(run: Run, dataset: Dataset | None = None, work_dir: str | Path = '',
         raise SettingError(f'profile {run.profile.name} needs a data set')
     row, profile = run.row, run.profile
     if row.group.own:
-        from amdlib.runs import adapt   # which needs this module
+        from amdlib.runs import adapt  # which needs this module
         return adapt.config(run, dataset, work_dir, taught)
     cfg = copy.deepcopy(get_config(row.group.student_config))
     settings = run.settings

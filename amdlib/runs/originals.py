@@ -13,6 +13,7 @@ from amdlib.files import digest
 from amdlib.paper.rows import Row
 from amdlib.weights import published
 
+
 @functools.cache    # reads files; what it returns is copied before it is changed
 def get_config(name: str) -> Config:
     """A config of mmdet's (`mmdet::gfl/gfl_r50_fpn_1x_coco.py`) or of the user's, a file. It is Python and is executed.
