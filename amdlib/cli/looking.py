@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from amdlib.cli import arguments as read
+from amdlib.cli import studies
 from amdlib.cli.arguments import GROUP, JOBS, METHODS, SEED, SEEDS, SETTINGS, WHERE, Words, arg
 from amdlib.cli.parsing import command
 from amdlib.errors import SettingError
@@ -58,7 +59,9 @@ def show(given: Words) -> None:
 @command(arg('name', nargs='?', default='table1', help='table1 (default) to table6'), *WHERE, GROUP, SEEDS, *SETTINGS,
          METHODS, read.ARM, read.CONTROLS, read.CALIBRATED)
 def table(given: Words) -> None:
-    """Print a table from the records that are there."""
+    """Print a table, or that of a study (a .toml file), from the records that are there."""
+    if given.name.endswith('.toml'):
+        return studies.table(given.name)
     from amdlib.paper.tables import find_table
     from amdlib.runs.calibrate import with_factors
     from amdlib.runs.run import table_runs

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from amdlib.cli import arguments as read
+from amdlib.cli import studies
 from amdlib.cli.arguments import FORCE, JOBS, MEANS, OF_TARGETS, SEED, SEEDS, SETTINGS, WHERE, Words, arg
 from amdlib.cli.parsing import command
 from amdlib.errors import SettingError
@@ -17,10 +18,13 @@ if TYPE_CHECKING:
     from amdlib.runs.targets import Given, Target
 
 
-@command(arg('row', help='such as retinanet-amd, or retinanet-path/to/file.py:CLASS for a loss of your own'), *WHERE,
+@command(arg('row', help='such as retinanet-amd, or retinanet-path/to/file.py:CLASS for a loss of your own; or '
+                         'STUDY.toml'), *WHERE,
          SEED, *SETTINGS, *MEANS, FORCE, *read.OF_RUN)
 def run(given: Words) -> None:
-    """Train and evaluate one row (and its teacher, where that is missing)."""
+    """Train and evaluate one row (and its teacher, where that is missing), or a whole study, a .toml file."""
+    if given.row.endswith('.toml'):
+        return studies.run(given.row, given)
     from amdlib.runs.run import Run
     from amdlib.runs.train import train
     settings = read.settings(given)
@@ -44,7 +48,9 @@ def reproduce(given: Words) -> None:
 
 @command(arg('targets', nargs='*', help='as for reproduce; default: all'), *OF_TARGETS)
 def status(given: Words) -> None:
-    """Say which runs are done, running, failed, stale or missing, and why."""
+    """Say which runs are done, running, failed, stale or missing, and why; of targets, or of a study, a .toml file."""
+    if [name.endswith('.toml') for name in given.targets] == [True]:
+        return studies.status(given.targets[0])
     from amdlib.runs import targets
     given.targets = given.targets or ['all']
     wanted, asked = _asked(given)

@@ -66,8 +66,8 @@ class GradientHook(Hook):
 
 @HOOKS.register_module()
 class KeepAverageHook(Hook):
-    """When training ends, weights that a config's EMAHook has averaged become the detector's own: they are evaluated and
-    written."""
+    """When training ends, weights that a config's EMAHook has averaged become the detector's own: they are evaluated
+    and written."""
     priority = 'LOWEST'
 
     def after_train(self, runner: Runner) -> None:

@@ -24,7 +24,7 @@ class Group:
     places: tuple[tuple[int, int], ...] = ()    # of own pairs: of each level, among the maps that the student's and the
                                                 # teacher's head receive
     scratch: bool = False       # of own pairs: nothing is pre-trained, the student's first weights are drawn
-    teacher_knows: bool = True  # of own pairs: whether the teacher's classes are the data's, so that it can be evaluated
+    teacher_knows: bool = True  # of own pairs: the teacher's classes are the data's, so that it can be evaluated
 
     @classmethod
     def from_dict(cls, values: dict) -> Group:

@@ -118,7 +118,7 @@ def row_of(group: Group, name: str) -> Row:
         return outside_row(group, name)
     found = {row.name: row for row in _rows(group)}
     if name not in found:
-        raise SettingError(f'unknown method {name!r}; expected one of: {", ".join(found)}; or path/to/file.py:ClassName')
+        raise SettingError(f'unknown row {name!r}; expected one of: {", ".join(found)}; or path/to/file.py:ClassName')
     return found[name]
 
 

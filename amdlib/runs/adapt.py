@@ -11,6 +11,7 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 
 from amdlib.datasets import Dataset
+from amdlib.datasets.dataset import TRAINED_FROM_PX
 from amdlib.errors import SettingError
 from amdlib.runs.config import Taught, set_rate, set_surroundings
 from amdlib.runs.originals import get_config
@@ -19,8 +20,9 @@ from amdlib.runs.run import Run
 MEASURED = 200      # pictures on which the size of a teacher's features is measured
 PIXELS = ('scale', 'scales', 'img_scale', 'crop_size', 'size', 'border', 'random_size_range', 'input_size')   # in px
 GRID = 32           # sizes that are a multiple of it stay one
-LEFT_OUT = ('load_from', 'resume', 'work_dir', 'visualizer', 'custom_imports', 'randomness', 'train_cfg', 'default_hooks',
-            'val_dataloader', 'val_evaluator', 'val_cfg', 'tta_model', 'tta_pipeline', 'auto_scale_lr')   # of `changes`
+LEFT_OUT = ('load_from', 'resume', 'work_dir', 'visualizer', 'custom_imports', 'randomness', 'train_cfg',
+            'default_hooks', 'val_dataloader', 'val_evaluator', 'val_cfg', 'tta_model', 'tta_pipeline',
+            'auto_scale_lr')    # of `changes`
 
 
 def config(run: Run, dataset: Dataset, work_dir: str | Path = '', taught: Taught | None = None) -> Config:
@@ -87,7 +89,8 @@ def changes(run: Run, dataset: Dataset) -> list[str]:
     given = get_config(group.teacher_config if run.row.is_teacher else group.student_config)
     made = config(run, dataset)
     made.model = made.model.student if run.row.method else made.model
-    before, after = ({key: value for key, value in cfg.to_dict().items() if key not in LEFT_OUT} for cfg in (given, made))
+    before, after = ({key: value for key, value in cfg.to_dict().items() if key not in LEFT_OUT}
+                     for cfg in (given, made))
     lines = list(_differences({key: before.get(key) for key in after}, after))
     return [*lines, f'train_cfg.max_epochs: {given.train_cfg.max_epochs} -> {made.train_cfg.max_epochs}']
 
@@ -167,6 +170,8 @@ def _set_data(cfg: Config, run: Run, dataset: Dataset, known: bool) -> None:
                 leaf.pop(key, None)
             leaf.update(type='CocoDataset', data_root='', ann_file=str(ann), data_prefix=dict(img=str(images)),
                         metainfo=dict(classes=dataset.classes))
+            if loader is cfg.train_dataloader:
+                leaf.filter_cfg = dict(filter_empty_gt=not dataset.negatives, min_size=TRAINED_FROM_PX)
     seed = ConfigDict(type='SeedPicture', seed=run.seed)
     for leaf in _leaves(cfg.train_dataloader.dataset):
         leaf.pipeline.insert(0, seed)

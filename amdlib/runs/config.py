@@ -215,6 +215,8 @@ def _set_data(cfg: Config, run: Run, dataset: Dataset | None) -> None:
         raise SettingError(f'split={run.recipe.split}: {dataset.name} has no such split')
     for loader, ann, images in ((train, dataset.train_ann, dataset.train_images), (test, *reported)):
         loader.dataset.update(data_root='', ann_file=str(ann), data_prefix=dict(img=str(images)), metainfo=meta)
+    if dataset.negatives:
+        train.dataset.filter_cfg.filter_empty_gt = False    # trained on, as asked
     cfg.data_root = ''
     cfg.test_evaluator = ConfigDict(type='CocoNumbers', ann_file=str(reported[0]))
 

@@ -222,7 +222,8 @@ def settings_key(run: Run, dataset: Dataset) -> str:
 
     The same key means the same settings hash; with another one the Config must be built to tell.
     """
-    made_by = [_text(PACKAGE / 'runs' / 'config.py'), *([_text(PACKAGE / 'runs' / 'adapt.py')] * run.row.group.own), metadata.version('mmdet'), metadata.version('mmengine')]
+    own = [_text(PACKAGE / 'runs' / 'adapt.py')] if run.row.group.own else []
+    made_by = [_text(PACKAGE / 'runs' / 'config.py'), *own, metadata.version('mmdet'), metadata.version('mmengine')]
     profile = run.profile.to_dict()
     for telling in ('can_show', 'workers', 'log_every'):
         profile.pop(telling)

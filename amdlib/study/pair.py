@@ -23,7 +23,7 @@ from amdlib.weights.reading import read_weights
 from amdlib.weights.sizes import check_size
 from amdlib.words import plural
 
-LIKE = {True: 'retinanet', False: 'faster_rcnn'}    # one-stage or not: the paper's pair whose published weights are taken
+LIKE = {True: 'retinanet', False: 'faster_rcnn'}    # one-stage or not: the paper's pair whose weights are taken
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class Pair:
         """Which maps are compared, parameters, pixels, what is inherited."""
         maps = ', '.join(f'stride {stride}: {student} <- {teacher} channels' for stride, (student, teacher) in
                          zip(self.strides, self.channels, strict=True))
-        return '\n'.join([f'{self.group.student_label} <- {self.group.teacher_label}', f'compared: {maps}', *self.lines])
+        return '\n'.join([f'{self.group.student_label} <- {self.group.teacher_label}', f'compared: {maps}',
+                          *self.lines])
 
 
 def pair(student: str, teacher: str, classes: tuple[str, ...], teacher_weights: str | Path | None = None,
@@ -63,8 +64,8 @@ def pair(student: str, teacher: str, classes: tuple[str, ...], teacher_weights: 
     maps = [look(model, image_px=PROBE_PX[True])[1] for model in built]
     places = pairs_by_size(*maps)
     if not places:
-        raise SettingError(f'{student} and {teacher} have no feature maps of one size. Strides (channels x grid) of what '
-                           f'their heads receive: student {told_sizes(maps[0], PROBE_PX[True])}; teacher '
+        raise SettingError(f'{student} and {teacher} have no feature maps of one size. Strides (channels x grid) of '
+                           f'what their heads receive: student {told_sizes(maps[0], PROBE_PX[True])}; teacher '
                            f'{told_sizes(maps[1], PROBE_PX[True])}')
     knows, told = _knows(teacher, classes, teacher_weights)
     one_stage = not hasattr(built[0], 'roi_head')

@@ -4,7 +4,7 @@ from __future__ import annotations
 import functools
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from amdlib.runs.run import Run
 from amdlib.runs.store import Store
 from amdlib.show.intervals import OnImages
 from amdlib.show.stats import METRICS
+from amdlib.show.tables import as_markdown, write_markdown
 from amdlib.show.verdicts import interval, judge, pair_up
 from amdlib.study.pair import Pair, pair
 from amdlib.words import number, some
@@ -133,7 +134,6 @@ class Study:
     def profile(self) -> Profile:
         """The same with what is known once the detectors were looked at."""
         channels = [teacher for _, teacher in self.pair.channels]
-        from dataclasses import replace
         return replace(self._profile(), neck_channels=round(sum(channels) / len(channels)))
 
     def _profile(self) -> Profile:
@@ -174,7 +174,6 @@ class Study:
         return self
 
     def _store(self, means: Mapping[str, Any]) -> Store:
-        from dataclasses import replace
         store = replace(self.store, profile=self.profile)
         return store.with_means(**means) if means else store
 
@@ -183,8 +182,8 @@ class Study:
     def table(self, resamples: int = 1000) -> pd.DataFrame:
         """A line a row: mAP, its difference to the baseline with a 95 % interval, the verdict, other numbers.
 
-        With one seed the interval is about these checkpoints on other pictures, with several about the method on another
-        run. Errors: RunError naming every run that is not done.
+        With one seed the interval is about these checkpoints on other pictures, with several about the method on
+        another run. Errors: RunError naming every run that is not done.
         """
         store = self._store({})
         runs = self.runs()
@@ -199,6 +198,14 @@ class Study:
                 line |= {'gain': interval(pd.Series(found._asdict())), 'verdict': found.verdict}
             lines.append(line | {name: number(own[name].astype(float).mean(), '.1f') for name in METRICS[1:]})
         return pd.DataFrame(lines).fillna('')
+
+    def write(self) -> Path:
+        """Write the table, what it compares and what it can show, beside the runs; return its path."""
+        table, dataset = self.table(), self.store.dataset
+        notes = [*(f'- {note}' for note in dataset.notes), f'- {CAN_SHOW}']
+        return write_markdown(self.store.folder / 'table.md', [
+            f'# {self.pair.group.student_label} <- {self.pair.group.teacher_label}, {dataset.name}', as_markdown(table),
+            '\n'.join(notes), self.describe()])
 
     def status(self) -> list[str]:
         """A line a run: its state and why."""
