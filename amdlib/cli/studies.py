@@ -83,7 +83,7 @@ def _check(study: Study) -> None:
 
 def _run(study: Study, given: Words) -> None:
     from amdlib.show.tables import as_markdown
-    means: dict[str, Any] = {key: value for key in ('device', 'jobs') if (value := getattr(given, key, None)) is not None}
+    means: dict[str, Any] = {key: getattr(given, key) for key in ('device', 'jobs') if getattr(given, key) is not None}
     SCREEN.say(study.pair.describe())
     SCREEN.say(as_markdown(study.run(**means).table()))
     SCREEN.say(f'\nopen {study.write()}')

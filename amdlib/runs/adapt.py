@@ -19,7 +19,8 @@ from amdlib.runs.run import Run
 
 MEASURED = 200      # pictures on which the size of a teacher's features is measured
 PIXELS = ('scale', 'scales', 'img_scale', 'crop_size', 'size', 'border', 'random_size_range', 'input_size')   # in px
-GRID = 32           # sizes that are a multiple of it stay one
+FIXED = ('img_scale', 'crop_size', 'size', 'random_size_range', 'input_size')     # of these, which pictures fill,
+GRID = 32                                                                         # multiples of it stay some
 LEFT_OUT = ('load_from', 'resume', 'work_dir', 'visualizer', 'custom_imports', 'randomness', 'train_cfg',
             'default_hooks', 'val_dataloader', 'val_evaluator', 'val_cfg', 'tta_model', 'tta_pipeline',
             'auto_scale_lr')    # of `changes`
@@ -228,15 +229,15 @@ def _resize(step: ConfigDict, factor: float) -> None:
     """Multiply every size in pixels of a step."""
     for key in PIXELS:
         if key in step and factor != 1:
-            step[key] = _times(step[key], factor)
+            step[key] = _times(step[key], factor, GRID if key in FIXED else 1)
 
 
-def _times(value: Any, factor: float) -> Any:
+def _times(value: Any, factor: float, grid: int) -> Any:
     if isinstance(value, (list, tuple)):
-        return type(value)(_times(one, factor) for one in value)
+        return type(value)(_times(one, factor, grid) for one in value)
     if isinstance(value, bool) or not isinstance(value, int):      # a share of the picture, or None
         return value
-    grid = GRID if value % GRID == 0 else 1
+    grid = 1 if value % grid else grid
     return round(value * factor / grid) * grid or grid
 
 

@@ -101,6 +101,8 @@ class Study:
         for key in ('data', 'teacher_weights', 'student_backbone', 'results'):
             if given.get(key):
                 given[key] = str((home / given[key]).absolute())
+        given['methods'] = tuple(str((home / name).absolute()) if all_methods.is_outside(name) else name
+                                 for name in given.get('methods', ('amd',)))
         for key in ('student', 'teacher'):
             if '::' not in given[key]:
                 given[key] = str((home / given[key]).absolute())

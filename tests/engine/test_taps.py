@@ -20,7 +20,8 @@ def model_of(config_of):
         channels = cfg.neck.out_channels
         if neck == 'ChannelMapper':
             cfg.backbone.out_indices, width = (1, 2, 3), cfg.backbone.base_channels
-            cfg.neck = ConfigDict(type='ChannelMapper', in_channels=[width * n for n in (2, 4, 8)], out_channels=channels)
+            cfg.neck = ConfigDict(type='ChannelMapper', in_channels=[width * n for n in (2, 4, 8)],
+                                  out_channels=channels)
         elif neck == 'BFP behind FPN':
             cfg.neck = [cfg.neck, dict(type='BFP', in_channels=channels, num_levels=5, refine_level=1)]
         elif neck == 'PAFPN':

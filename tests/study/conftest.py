@@ -9,8 +9,8 @@ NARROW = """
 _base_ = 'mmdet::{base}'
 model = dict(
     backbone=dict(depth=18, base_channels={width}, frozen_stages=-1, norm_eval=False, init_cfg=None),
-    neck=dict(in_channels=[{width}, {width2}, {width4}, {width8}], out_channels=16),
-    bbox_head=dict(in_channels=16, feat_channels=16, stacked_convs=1))
+    neck=dict(in_channels=[{width}, {width2}, {width4}, {width8}], out_channels=64),
+    bbox_head=dict(in_channels=64, feat_channels=64, stacked_convs=1))
 """
 
 

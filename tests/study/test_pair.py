@@ -13,7 +13,7 @@ CLASSES = ('cross', 'disc')
 def test_maps_are_paired_by_stride_and_what_is_inherited_is_counted(home):
     found = pair(str(home / 'small.py'), str(home / 'large.py'), CLASSES)
     assert found.strides == (8, 16, 32, 64, 128)
-    assert found.channels == ((16, 16),) * 5
+    assert found.channels == ((64, 64),) * 5
     assert found.group.places == tuple((i, i) for i in range(5))
     assert found.group.published_weights == 'retinanet'
     told = found.describe()
@@ -32,7 +32,7 @@ def test_a_teacher_of_other_pixels_and_of_two_stages(home):
     found = pair(str(home / 'small.py'), str(two), CLASSES)
     assert found.strides == (8, 16, 32, 64)
     assert found.group.places == ((0, 1), (1, 2), (2, 3), (3, 4))
-    assert 'not compared, the other side has none of that size: student 128 (16 x 4x4)' in found.describe()
+    assert 'not compared, the other side has none of that size: student 128 (64 x 4x4)' in found.describe()
     assert 'teacher 4 (256 x 128x128)' in found.describe()
     assert pair(str(two), str(home / 'small.py'), CLASSES).group.published_weights == 'faster_rcnn'
 
@@ -41,7 +41,7 @@ def test_maps_of_no_common_size_are_told_with_both_lists(home):
     one = home / 'one_level.py'
     one.write_text(f"_base_ = {str(home / 'small.py')!r}\nmodel = dict(backbone=dict(strides=(1, 1, 1, 1), "
                    'out_indices=(3,)), neck=dict(in_channels=[64], start_level=0, add_extra_convs=False, num_outs=1))')
-    with pytest.raises(SettingError, match=r'no feature maps of one size.*student 4 \(16 x 128x128\); teacher 8'):
+    with pytest.raises(SettingError, match=r'no feature maps of one size.*student 4 \(64 x 128x128\); teacher 8'):
         pair(str(one), str(home / 'large.py'), CLASSES)
 
 

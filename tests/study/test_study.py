@@ -8,8 +8,11 @@ import torch
 
 from amdlib.cli import main
 from amdlib.errors import SettingError
+from amdlib.paper.pairs import Group
+from amdlib.paper.rows import row_of
 from amdlib.runs import adapt
 from amdlib.runs.config import config
+from amdlib.runs.originals import config_digest, get_config
 from amdlib.runs.run import Run
 from amdlib.runs.train import train
 from amdlib.study.study import Study
@@ -21,9 +24,7 @@ from tests.conftest import OWN
 def run_of(dataset, asked):
     """Config of mmdet's, and what differs in the profile -> the baseline's run; no detector is built."""
     def make(name, **changes):
-        study = Study.of(asked(student=name, teacher=name, size=changes.pop('size', 320), epochs=changes.pop('epochs', 30)))
-        from amdlib.paper.pairs import Group
-        from amdlib.paper.rows import row_of
+        study = Study.of(asked(student=name, teacher=name, size=changes.pop('size', 320), epochs=30))
         group = Group('own', 'a', 'b', name, name, '', levels=(0,), places=((0, 0),), own=True)
         return Run.of(row_of(group, 'baseline'), replace(study._profile(), **changes))
     return make
@@ -57,7 +58,7 @@ def test_yolox_a_data_set_within_another_and_its_batches(run_of, dataset):
     assert outer.dataset.ann_file == str(dataset.train_ann)
     assert outer.dataset.pipeline[0].type == 'SeedPicture'
     assert {step.type: step for step in outer.pipeline}['RandomAffine'].border == (-160, -160)
-    assert cfg.model.data_preprocessor.batch_augments[0].random_size_range == (256, 416)     # 240 and 400, multiples of 32
+    assert cfg.model.data_preprocessor.batch_augments[0].random_size_range == (256, 384)   # near 240 and 400
     assert cfg.custom_hooks[0].num_last_epochs == 2
     assert cfg.auto_scale_lr.base_batch_size == 64
     assert [part.end for part in cfg.param_scheduler] == [1, 28, 30]
@@ -114,8 +115,8 @@ def test_what_is_wrong_is_told_before_anything_is_trained(asked, changes, told):
 
 def test_a_toml_file_and_its_relative_paths(home, asked):
     file = home / 'mine.toml'
-    file.write_text('data = "data"\nstudent = "small.py"\nteacher = "large.py"\nmethods = ["amd", "mgd"]\nseeds = [0, 1]\n'
-                    'scratch = true\nepochs = 2\nsplit = 0.8\n[settings]\nfactor = 0.5\n')
+    file.write_text('data = "data"\nstudent = "small.py"\nteacher = "large.py"\nmethods = ["amd", "mgd"]\n'
+                    'seeds = [0, 1]\nscratch = true\nepochs = 2\nsplit = 0.8\n[settings]\nfactor = 0.5\n')
     study = Study.read(file)
     assert (study.name, study.data, study.student) == ('mine', str(home / 'data'), str(home / 'small.py'))
     assert study.choice == {'split': 0.8}
@@ -178,7 +179,6 @@ def test_the_command_line_finds_it_done_and_a_changed_config_makes_it_stale(fini
     config_file = file.parent / 'small.py'
     text = config_file.read_text()
     config_file.write_text(f'{text}\noptim_wrapper = dict(optimizer=dict(weight_decay=0.5))\n')
-    from amdlib.runs.originals import config_digest, get_config
     for cached in (get_config, config_digest):
         cached.cache_clear()
     try:
