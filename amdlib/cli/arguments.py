@@ -81,6 +81,7 @@ OF_CALIBRATION = (
 OF_TEACHERS = arg('--seed', '--seeds', nargs='+', default=['0'], metavar='N', dest='seeds', help='of them; default 0')
 OF_EXPORT = (
     arg('run', help="name of the run's folder, such as retinanet-amd-s0, or the folder"), *WHERE,
+    arg('--row', metavar='ROW', help='of a study (RUN is its .toml file): amd, baseline, ...; default: amd'),
     arg('--output', type=Path, metavar='DIR', help="default: export/ in the run's folder"),
     arg('--onnx', action='store_true', help='also as ONNX, compared with torch (RetinaNet)'),
     arg('--stale-ok', action='store_true', help='although the run would be made again now'),

@@ -4,6 +4,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from amdlib.cli import arguments as read
+from amdlib.cli import studies
 from amdlib.cli.arguments import DEVICE, JOBS, SETTINGS, WHERE, Words, arg
 from amdlib.cli.parsing import command
 from amdlib.terminal import SCREEN
@@ -11,7 +12,9 @@ from amdlib.terminal import SCREEN
 
 @command(*read.OF_EXPORT)
 def export(given: Words) -> None:
-    """Write the detector of a finished run as files for stock mmdet."""
+    """Write the detector of a finished run, or of a row of a study (a .toml file), as files for stock mmdet."""
+    if given.run.endswith('.toml'):
+        return studies.export(given.run, given.row or 'amd', given.output)
     from amdlib.runs.recipe import parse
     from amdlib.scale import export
     given.profile = export.profile_of(given.run) or given.profile

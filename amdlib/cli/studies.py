@@ -64,6 +64,12 @@ def status(file: str) -> None:
     SCREEN.say('\n'.join([*study.status(), '', missing(study)]))
 
 
+def export(file: str, row: str, output: Path | None) -> None:
+    """`export STUDY.toml --row amd`."""
+    for path in _study(file).export(row, output=output).values():
+        SCREEN.say(f'{path} ({path.stat().st_size:,} bytes)')
+
+
 def table(file: str) -> None:
     """`table STUDY.toml`: from the records that are there."""
     from amdlib.show.tables import as_markdown
@@ -83,7 +89,8 @@ def _check(study: Study) -> None:
 
 def _run(study: Study, given: Words) -> None:
     from amdlib.show.tables import as_markdown
-    means: dict[str, Any] = {key: getattr(given, key) for key in ('device', 'jobs') if getattr(given, key) is not None}
+    means: dict[str, Any] = {key: value for key in ('device', 'jobs')
+                             if (value := getattr(given, key, None)) is not None}
     SCREEN.say(study.pair.describe())
     SCREEN.say(as_markdown(study.run(**means).table()))
     SCREEN.say(f'\nopen {study.write()}')

@@ -209,6 +209,22 @@ class Study:
             f'# {self.pair.group.student_label} <- {self.pair.group.teacher_label}, {dataset.name}', as_markdown(table),
             '\n'.join(notes), self.describe()])
 
+    def export(self, row: str, seed: int | None = None, output: str | Path | None = None) -> dict[str, Path]:
+        """A row's detector as files for stock mmdet (see `scale.export`): config, weights, card.
+
+        Args:
+            row: such as 'amd', 'baseline' or the name of a loss of yours.
+            seed: of the student; default: the first.
+        Errors: SettingError for a row that the study lacks; RunError where it is not done.
+        """
+        from amdlib.scale.export import export
+        names = {run.row.name for run in self.runs()}
+        wanted = [run for run in self.runs() if run.row.name == row and seed in (None, run.seed)]
+        if not wanted:
+            raise SettingError(f'the study has no {row!r}{"" if seed is None else f" of seed {seed}"}; it has: '
+                               f'{", ".join(sorted(names))}')
+        return export(wanted[0].id, self._store({}), made=wanted[0], output=output)
+
     def status(self) -> list[str]:
         """A line a run: its state and why."""
         store = self._store({})
@@ -224,6 +240,17 @@ class Study:
         student = next(run for run in self.runs() if run.row.kind == 'baseline')
         return '\n'.join([self.pair.describe(), '', 'changed in the student\'s config:',
                           *(f'  {line}' for line in adapt.changes(student, self.store.dataset))])
+
+
+def distill(data: str | Path, student: str, teacher: str, *methods: str, **more: Any) -> Study:
+    """Train a study and return it: `distill('photos', 'mmdet::gfl/...', 'teacher.py', 'amd', epochs=12).table()`.
+
+    Args:
+        more: of `Study` and `Means`, such as teacher_weights, size, seeds=(0, 1, 2), split=0.8, jobs=2.
+    """
+    means = {one.name: more.pop(one.name) for one in fields(Means) if one.name in more}
+    asked = {'data': str(data), 'student': student, 'teacher': teacher, **more}
+    return Study.of({**asked, 'methods': methods or ('amd',)}).run(**means)
 
 
 def missing(study: Study) -> str:

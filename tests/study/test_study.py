@@ -165,6 +165,19 @@ def test_a_study_ends_with_a_table_and_plain_checkpoints(finished):
     assert 'home' not in json.dumps(record['config'])
 
 
+def test_an_exported_student_is_read_by_stock_mmdet(finished, tmp_path):
+    _, study = finished
+    written = study.export('amd', output=tmp_path)
+    from mmdet.apis import inference_detector, init_detector
+    model = init_detector(str(written['config']), str(written['weights']), device='cpu')
+    picture = next(study.store.dataset.test_images.iterdir())
+    assert model.dataset_meta['classes'] == study.store.dataset.classes
+    assert inference_detector(model, str(picture)).pred_instances.bboxes.shape[1] == 4
+    assert 'amdlib' not in written['config'].read_text()
+    with pytest.raises(SettingError, match="the study has no 'mgd'; it has: amd, baseline, own.Own, teacher"):
+        study.export('mgd')
+
+
 def test_the_command_line_finds_it_done_and_a_changed_config_makes_it_stale(finished, capsys):
     file, study = finished
     assert main(['run', str(file)]) == 0
