@@ -338,31 +338,43 @@ def _shifted_grid(rois: Tensor, offset: Tensor, size: tuple[int, int], spatial_s
     """Sampling points of deformable RoI pooling: those of aligned RoI align, each bin moved by its offset.
 
     offset (n, 2, *size), x before y, in units of gamma times the RoI's width and height, or empty. Returns y
-    (n, *size, g), x (n, *size, g') in pixels of the map, the weight of each sample (n, 1, 1, g, g'), 0 for those that
-    do not count, and what an offset of one moves a bin, (n, 1, 1) along x and along y.
+    (n, *size, g), x (n, *size, g') in pixels of the map, the weight of each sample (n, 1, 1, g, g', 1, 1), 0 for those
+    that do not count, and what an offset of one moves a bin, (n, 1, 1) along x and along y.
     """
     (ys, count_y), (xs, count_x) = _grid(rois, size, spatial_scale, sampling_ratio, aligned=True)
     unit_x, unit_y = ((gamma * spatial_scale * (rois[:, i + 2] - rois[:, i])).view(-1, 1, 1) for i in (1, 2))
     shift_x, shift_y = offset.unbind(dim=1) if offset.numel() else (rois.new_zeros(len(rois), *size),) * 2
     ys = ys[:, :, None] + (unit_y * shift_y)[..., None]
     xs = xs[:, None] + (unit_x * shift_x)[..., None]
-    counts = (count_y[..., None] & count_x[:, :, None])[:, None]
-    return ys, xs, counts / counts.sum(dim=(3, 4), keepdim=True).clamp(min=1), unit_x, unit_y
+    counts = (count_y[..., None] & count_x[:, :, None])[:, None].to(rois.dtype)
+    counts = (counts / counts.sum(dim=(3, 4), keepdim=True).clamp(min=1))[..., None, None]
+    return ys, xs, counts, unit_x, unit_y
 
 
-def _corners(ys: Tensor, xs: Tensor, height: int, width: int):
-    """The four pixels around each sampling point (n, bins, bins, g, g'): row, column, their weights along y and x, and
-    what mmcv's gradient of an offset takes for the weights: the same, but not clamped at the border."""
+def _corners(rois: Tensor, ys: Tensor, xs: Tensor, height: int, width: int):
+    """Of each sampling point the four pixels around it, as rows of the maps with channels last, and their weights.
+
+    Then what mmcv takes for the weights in the gradient of an offset, along x and along y: the same, but not clamped at
+    the border. All are (n, bins, bins, g, g', 2, 2) or of a shape that fits.
+    """
     axes = []
     for position, size in ((ys, height), (xs, width)):
         pixels, weights = _neighbours(position, size)
         inside = (position >= -1) & (position <= size)
-        axes.append([(pixels[0], weights[0], (pixels[1] - position) * inside, -1),
-                     (pixels[1], weights[1], (position - pixels[0]) * inside, 1)])
-    for row, weight_y, free_y, sign_y in axes[0]:
-        for column, weight_x, free_x, sign_x in axes[1]:
-            yield (row[..., None], column[..., None, :], weight_y[..., None] * weight_x[..., None, :],
-                   free_y[..., None] * sign_x, free_x[..., None, :] * sign_y)
+        free = ((pixels[1] - position) * inside, (position - pixels[0]) * inside)
+        axes.append([torch.stack(pair, dim=-1) for pair in (pixels, weights, free)])
+    rows, weight_y, free_y = (value[..., :, None, :, None] for value in axes[0])
+    columns, weight_x, free_x = (value[..., None, :, None, :] for value in axes[1])
+    image, sign = rois[:, 0].long().view(-1, 1, 1, 1, 1, 1, 1), ys.new_tensor([-1, 1])
+    return (image * height + rows) * width + columns, weight_y * weight_x, free_y * sign, free_x * sign[:, None]
+
+
+def _bags(input: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    """Weighted sums of pixels of input (N, C, H, W), differentiable: index, weight (n, y, x, ...) -> (n, C, y, x)."""
+    rows = input.permute(0, 2, 3, 1).reshape(-1, input.size(1))
+    sums = F.embedding_bag(index.flatten(3).flatten(0, 2), rows, mode='sum',
+                           per_sample_weights=weight.flatten(3).flatten(0, 2))
+    return sums.view(*index.shape[:3], -1).permute(0, 3, 1, 2)
 
 
 @_operator
@@ -372,15 +384,11 @@ def deform_roi_pool_forward(input: Tensor, rois: Tensor, offset: Tensor, output:
     full, rois, offset = _full(input, rois, offset)
     if not output.numel():
         return
-    ys, xs, weights, *_ = _shifted_grid(rois, offset, (pooled_height, pooled_width), spatial_scale, sampling_ratio,
-                                        gamma)
-    channels_last = full.permute(0, 2, 3, 1).contiguous()
-    for part in _pieces(len(rois), full.size(1) * ys[0].numel() * xs.size(3)):
-        image = rois[part, 0].long().view(-1, 1, 1, 1, 1)
-        total = 0
-        for row, column, weight, *_ in _corners(ys[part], xs[part], *full.shape[2:]):
-            total = total + ((weight * weights[part])[..., None] * channels_last[image, row, column]).sum(dim=(3, 4))
-        output[part] = total.permute(0, 3, 1, 2).to(output.dtype)
+    ys, xs, counts, *_ = _shifted_grid(rois, offset, (pooled_height, pooled_width), spatial_scale, sampling_ratio,
+                                       gamma)
+    for part in _pieces(len(rois), 4 * ys[0].numel() * xs.size(3)):
+        index, weight, *_ = _corners(rois[part], ys[part], xs[part], *full.shape[2:])
+        output[part] = _bags(full, index, weight * counts[part]).to(output.dtype)
 
 
 @_operator
@@ -391,24 +399,19 @@ def deform_roi_pool_backward(grad_output: Tensor, input: Tensor, rois: Tensor, o
     grad, full, rois, offset = _full(grad_output, input, rois, offset)
     if not grad.numel():
         return
-    _, channels, height, width = full.shape
-    ys, xs, weights, unit_x, unit_y = _shifted_grid(rois, offset, (pooled_height, pooled_width), spatial_scale,
-                                                    sampling_ratio, gamma)
-    channels_last = full.permute(0, 2, 3, 1).contiguous()
-    total = torch.zeros_like(channels_last).view(-1, channels)
-    for part in _pieces(len(rois), channels * ys[0].numel() * xs.size(3)):
-        image = rois[part, 0].long().view(-1, 1, 1, 1, 1)
-        of_bin = grad[part].permute(0, 2, 3, 1)[:, :, :, None, None]
-        of_x = of_y = 0
-        for row, column, weight, along_x, along_y in _corners(ys[part], xs[part], height, width):
-            index = ((image * height + row) * width + column).flatten()
-            total.index_add_(0, index, ((weight * weights[part])[..., None] * of_bin).view(-1, channels))
-            if offset.numel():
-                felt = (channels_last[image, row, column] * of_bin).sum(dim=5) * weights[part]
-                of_x, of_y = of_x + (along_x * felt).sum(dim=(3, 4)), of_y + (along_y * felt).sum(dim=(3, 4))
+    ys, xs, counts, *units = _shifted_grid(rois, offset, (pooled_height, pooled_width), spatial_scale, sampling_ratio,
+                                           gamma)
+    for part in _pieces(len(rois), 4 * ys[0].numel() * xs.size(3)):
+        index, weight, *along = _corners(rois[part], ys[part], xs[part], *full.shape[2:])
+        leaves = [full.detach().requires_grad_(), (weight * counts[part]).requires_grad_()]
+        with torch.enable_grad():
+            output = _bags(leaves[0], index, leaves[1])
+        of_input, of_weight = torch.autograd.grad(output, leaves, grad[part])
+        grad_input += of_input
         if offset.numel():
-            grad_offset[part] += torch.stack([unit_x[part] * of_x, unit_y[part] * of_y], dim=1).to(grad_offset.dtype)
-    grad_input += total.view_as(channels_last).permute(0, 3, 1, 2)
+            felt = of_weight * counts[part]
+            moved = [unit[part] * (share * felt).flatten(3).sum(dim=3) for unit, share in zip(units, along)]
+            grad_offset[part] += torch.stack(moved, dim=1).to(grad_offset.dtype)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
