@@ -29,7 +29,8 @@ CONFIGS = SHIPPED / 'configs'
 KEPT, PAGE = ROOT / 'results' / 'families.json', ROOT / 'docs' / 'families.md'
 LIMIT_S = 600
 PX = 128
-LARGER = {'ssd': 320}   # its last levels have no pixel left at 128
+LARGER = {'ddq': 256, 'dino': 256, 'ssd': 320}
+"""Where 128 px are too few: for 900 queries that are chosen among all positions; for SSD's last levels."""
 
 NO_FAMILY = {
     'shared parts': '_base_ common',
@@ -106,7 +107,7 @@ def _apart(config: Path, px: int, limit_s: float) -> dict[str, Any]:
     """`try_detector` in a process of its own."""
     here, there = multiprocessing.Pipe(duplex=False)
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload([try_detector.__module__])   # what takes longest is imported once
+    context.set_forkserver_preload([try_detector.__module__])   # what takes long is imported once
     process = context.Process(target=_tell, args=(there, config, px), daemon=True)
     process.start()
     there.close()

@@ -1,4 +1,4 @@
-"""One detector tried: built without weights, its own loss, what its heads receive, and one distillation step.
+"""One detector tried: built with random weights, its own loss, what its heads receive, and one distillation step.
 
 Student and teacher are the same detector, drawn apart; the step is the detector's own loss plus AMD's on what the neck
 hands to the heads.
@@ -31,25 +31,31 @@ STAGES = ('builds', 'loss', 'handed', 'distils')
 receive; the backbone gets a gradient from the distillation loss and a step changes its weights."""
 
 LONGEST = 200       # characters of a reason
+REGIONS = 64        # that are sampled a picture
 
 
 # ---- the detector and its picture -------------------------------------------------------------------------------
 
-def without_weights(config: Any) -> Any:
-    """A model's config that fetches nothing, and whose files are found beside mmdet's configs."""
+def lightened(config: Any) -> Any:
+    """A model's config that fetches nothing, pads to no fixed size, samples few regions, and whose files are those of
+    mmdet's wheel."""
     if isinstance(config, dict):
-        return type(config)({key: None if key in ('pretrained', 'teacher_ckpt') or (
-            key == 'init_cfg' and 'Pretrained' in str(value)) else without_weights(value)
-            for key, value in config.items() if key != 'batch_augments'})   # which pad to 1024 px
+        light = {key: lightened(value) for key, value in config.items() if key != 'batch_augments'}
+        light |= {key: None for key in light if key in ('pretrained', 'teacher_ckpt')}
+        if 'Pretrained' in str(light.get('init_cfg')):
+            light['init_cfg'] = None
+        if 'pos_fraction' in light:     # a sampler; heads of two stages take half a minute with 512 regions
+            light['num'] = min(light['num'], REGIONS)
+        return type(config)(light)
     if isinstance(config, (list, tuple)):
-        return type(config)(without_weights(value) for value in config)
+        return type(config)(lightened(value) for value in config)
     return str(SHIPPED / config) if str(config).startswith('configs/') else config
 
 
 def build(config: Config, seed: int) -> nn.Module:
     """The detector of a config with weights drawn from `seed`."""
     torch.manual_seed(seed)
-    model = MODELS.build(without_weights(config.model))
+    model = MODELS.build(lightened(config.model))
     model.init_weights()
     return revert_sync_batchnorm(model)
 
