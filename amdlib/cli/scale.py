@@ -61,6 +61,15 @@ def cost(given: Words) -> None:
     SCREEN.say(path.read_text())
 
 
+@command(arg('names', nargs='*', help='of families, such as detr, to be tried again; default: all not tried yet'),
+         arg('--again', action='store_true', help='try all of them again'),
+         arg('--limit-s', type=float, default=600, help='after which a family is given up; default 600'))
+def families(given: Words) -> None:
+    """Take one distillation step with a detector of each of mmdet's families, and write docs/families.md."""
+    from amdlib.scale import families
+    SCREEN.say(str(families.write_page(families.try_families(given.names, again=given.again, limit_s=given.limit_s))))
+
+
 @command(arg('commit', nargs='?', help='that made the records; default: the last one'))
 def attest(given: Words) -> None:
     """Prove that edited code gives the digits of the old, so that records count further: trains some steps of every
