@@ -272,6 +272,20 @@ def test_an_old_python_is_told_what_is_needed(tmp_path):
     assert re.search('error: .* is Python 3.9; the kit needs 3.11 or newer: make setup PYTHON=', told.stderr)
 
 
+@pytest.mark.parametrize('target', ['setup', 'demo'])
+def test_without_gpu_packages_nothing_is_set_up(pretended, target):
+    """Though an environment is there; a login shell's own variable of that name asks for nothing."""
+    folder = pretended.folder
+    (folder / 'amdlib').mkdir()
+    shutil.copy(ROOT / 'amdlib' / 'setup_venv.py', folder / 'amdlib')
+    before = sorted(folder.rglob('*'))
+    told = make(target, 'CPU=1', '-C', str(folder))
+    assert told.returncode != 0
+    assert 'error: CPU=1: no lock without GPU packages' in told.stderr
+    assert sorted(folder.rglob('*')) == before
+    assert pretended('status', CPU='x86_64')[0] == 0
+
+
 def test_an_unknown_python_is_named(tmp_path):
     told = make('setup', 'PYTHON=python9.99', f'VENV={tmp_path}/venv')
     assert told.returncode != 0
