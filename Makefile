@@ -172,7 +172,7 @@ report: $(SETUP)  ## gather what is there in a static web site, results/<profile
 explore: $(SETUP)  ## write the mask explorer, one page for a browser: move phi, T and the level over test images (GROUP)
 	@$(AMDLIB) explore $(WHERE) $(call opt,GROUP,--group)
 
-publish: $(SETUP)  ## the report's front page as one HTML file that can be committed, results/<profile>/report.html
+publish: $(SETUP)  ## the report's front page as one HTML file that can be committed, results/<profile>/report.html; executed notebooks beside it
 	@$(AMDLIB) report $(WHERE) --single
 
 why: $(SETUP)  ## what stands behind the table or figure FIG: files, records, commits, machines, command
