@@ -59,6 +59,8 @@ def test_begins_with_title_question_paper_and_cost(path):
     first = read(path).cells[0]
     assert first.cell_type == 'markdown'
     assert first.source.startswith('# ')
+    assert not [cell.id for cell in read(path).cells[1:] if cell.cell_type == 'markdown'
+                and re.search('^# ', cell.source, re.MULTILINE)]
     for word in ('Question', 'Paper', 'Cost'):
         assert f'**{word}' in first.source, word
     assert 'assert' in code(path)[-1].source   # and ends with a check of what it claims

@@ -43,7 +43,8 @@ FOLDING = '''{%- extends 'basic/index.html.j2' -%}
 {% block input_group %}
 {% set tags = cell.metadata.get('tags', []) %}
 {% if cell.metadata.get('jupyter', {}).get('source_hidden') or 'injected-parameters' in tags %}
-<details><summary>Code: {{ (tags | join(', ') or 'folded') | e }}</summary>
+<details><summary>Code: {{ 'parameters as given' if 'injected-parameters' in tags
+                                else (tags | join(', ') or 'folded') | e }}</summary>
 {{ super() }}
 </details>
 {% else %}
@@ -135,4 +136,4 @@ def _accessible(body: str) -> str:
     count = iter(range(1, 10 ** 6))
     body = re.sub(r'<th>\s*</th>', '<td></td>', body)
     body = re.sub('<table', lambda _: f'<table aria-label="Output {next(count)}"', body)
-    return re.sub(r'<pre(?=[ >])', '<pre tabindex="0"', body)
+    return re.sub(r'<(pre|math(?= display="block")|div(?= class="output_html))(?=[ >])', r'<\1 tabindex="0"', body)
