@@ -588,7 +588,8 @@ class Explorer {
     names.forEach((tile, i) => {
       const x = gap + (i < 4 ? i : i - 3) * (side + gap), y = 2 * line + gap + (i < 4 ? 0 : side + line + gap);
       this.paint(tile, context, x, y, side);
-      write(this.tile[tile].caption.textContent, x, y + side + 20, '16px');
+      write([...this.tile[tile].caption.childNodes].map((part) => part.textContent).filter(Boolean).join(' '), x,
+        y + side + 20, '16px');
     });
     const set = [`phi=${phi.toFixed(2)}`, `T=${temperature}`, `level=${levels[level]}`, `seed=${seed}`];
     const file = fileName(['mask', id, name.replace(/\.\w+$/, ''), ...set].join('_'));
