@@ -442,7 +442,8 @@ def test_git_ignores_runs_data_and_environments(path):
                                   'results/mini/fig4.csv', 'results/mini/fig1.svg', 'results/mini/fig3.png',
                                   'data/paper_tables.csv', 'data/teachers/mini/retinanet-teacher-s0-0123abcd.pth',
                                   'data/teachers/mini/retinanet-teacher-s0-0123abcd.json', 'results/mini/bed.md',
-                                  'results/mini/calibration.csv', 'notebooks/table1.ipynb', 'tests/goldens/a.json'])
+                                  'results/mini/calibration.csv', 'notebooks/table1.ipynb', 'tests/goldens/a.json',
+                                  'results/mini/report.html', 'results/mini/notebooks/method.html'])
 def test_git_keeps_tables_figures_and_goldens(path):
     assert _git('check-ignore', '--no-index', '-q', path).returncode == 1
 

@@ -124,7 +124,7 @@ def report(given: Words) -> None:
 def why(given: Words) -> None:
     """Print what stands behind a table or figure: files, records, commits, machines and the command that makes it."""
     from amdlib.show.report import provenance
-    print(provenance.why(given.name, read.store(given, sys.stderr)))
+    SCREEN.say(provenance.why(given.name, read.store(given, sys.stderr)))
 
 
 @command(arg('words', nargs='*', metavar='ARGS', help="after `--`: jupyter lab's own, such as -- --port 8889"))
