@@ -136,4 +136,5 @@ def _accessible(body: str) -> str:
     count = iter(range(1, 10 ** 6))
     body = re.sub(r'<th>\s*</th>', '<td></td>', body)
     body = re.sub('<table', lambda _: f'<table aria-label="Output {next(count)}"', body)
-    return re.sub(r'<(pre|math(?= display="block")|div(?= class="output_(?:html|png)))(?=[ >])', r'<\1 tabindex="0"', body)
+    scrolling = 'pre(?=[ >])|math(?= display="block")|div(?= class="output_(?:html|png))'
+    return re.sub(f'<({scrolling})', r'<\1 tabindex="0"', body)
