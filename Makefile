@@ -47,10 +47,16 @@ AMDLIB  := $(PY) -m amdlib
 #? COMMIT that made the records which attest is about; default: that of most
 #? PYTHON interpreter for make setup, 3.11 or newer; default: python3
 #? VENV folder of the virtual environment; default: .venv
+#? CPU 1 asks for an environment without GPU packages: there is none yet, so it says why and changes nothing
 #? PUBLIC folder of the public code, for make goldens (see tests/goldens/)
-KNOWN := PROFILE DATA SPLIT SPLIT_SEED NEGATIVES DROP_BROKEN LAYOUT GROUP SEEDS SETTINGS METHOD ARM CONTROLS CALIBRATED TEACHERS METHODS VALUES DEVICE JOBS FORCE WEIGHTS \
-         MIRRORS SKIP_TEACHER_CHECK WORKERS TENSORBOARD NAME LAB RUN ONNX MEASURE SWITCHES FIG A B COMMIT PYTHON VENV PUBLIC
+KNOWN := PROFILE DATA SPLIT SPLIT_SEED NEGATIVES DROP_BROKEN LAYOUT GROUP SEEDS SETTINGS METHOD ARM CONTROLS CALIBRATED \
+         TEACHERS METHODS VALUES DEVICE JOBS FORCE WEIGHTS MIRRORS SKIP_TEACHER_CHECK WORKERS TENSORBOARD NAME LAB RUN \
+         ONNX MEASURE SWITCHES FIG A B COMMIT PYTHON VENV CPU PUBLIC
 
+# some login shells set a CPU of their own
+ifeq ($(origin CPU),environment)
+undefine CPU
+endif
 # a variable that is misspelled would go unnoticed
 given   := $(foreach one,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(one)))),$(one)))
 unknown := $(filter-out $(KNOWN),$(given))
@@ -98,8 +104,8 @@ help:  ## this text
 
 setup: $(SETUP)  ## create the virtual environment from requirements.lock (every other target does so too)
 
-$(SETUP): requirements.lock pyproject.toml
-	@$(PYTHON) -I amdlib/setup_venv.py $(call quote,$(VENV))
+$(SETUP): requirements.lock pyproject.toml $(if $(call flag,CPU,asked),always)
+	@$(PYTHON) -I amdlib/setup_venv.py $(call quote,$(VENV))$(call flag,CPU, --cpu)
 
 doctor: $(SETUP)  ## print versions, GPU, memory, disk, what is missing and how to mend it
 	@$(AMDLIB) doctor
@@ -174,7 +180,7 @@ report: $(SETUP)  ## gather what is there in a static web site, results/<profile
 explore: $(SETUP)  ## write the mask explorer, one page for a browser: move phi, T and the level over test images (GROUP)
 	@$(AMDLIB) explore $(WHERE) $(call opt,GROUP,--group)
 
-publish: $(SETUP)  ## the report's front page as one HTML file that can be committed, results/<profile>/report.html
+publish: $(SETUP)  ## the report's front page as one HTML file that can be committed, results/<profile>/report.html; executed notebooks beside it
 	@$(AMDLIB) report $(WHERE) --single
 
 why: $(SETUP)  ## what stands behind the table or figure FIG: files, records, commits, machines, command

@@ -280,6 +280,20 @@ def test_an_old_python_is_told_what_is_needed(tmp_path):
     assert re.search('error: .* is Python 3.9; the kit needs 3.11 or newer: make setup PYTHON=', told.stderr)
 
 
+@pytest.mark.parametrize('target', ['setup', 'demo'])
+def test_without_gpu_packages_nothing_is_set_up(pretended, target):
+    """Though an environment is there; a login shell's own variable of that name asks for nothing."""
+    folder = pretended.folder
+    (folder / 'amdlib').mkdir()
+    shutil.copy(ROOT / 'amdlib' / 'setup_venv.py', folder / 'amdlib')
+    before = sorted(folder.rglob('*'))
+    told = make(target, 'CPU=1', '-C', str(folder))
+    assert told.returncode != 0
+    assert 'error: CPU=1: no lock without GPU packages' in told.stderr
+    assert sorted(folder.rglob('*')) == before
+    assert pretended('status', CPU='x86_64')[0] == 0
+
+
 def test_an_unknown_python_is_named(tmp_path):
     told = make('setup', 'PYTHON=python9.99', f'VENV={tmp_path}/venv')
     assert told.returncode != 0
@@ -436,7 +450,8 @@ def test_git_ignores_runs_data_and_environments(path):
                                   'results/mini/fig4.csv', 'results/mini/fig1.svg', 'results/mini/fig3.png',
                                   'data/paper_tables.csv', 'data/teachers/mini/retinanet-teacher-s0-0123abcd.pth',
                                   'data/teachers/mini/retinanet-teacher-s0-0123abcd.json', 'results/mini/bed.md',
-                                  'results/mini/calibration.csv', 'notebooks/table1.ipynb', 'tests/goldens/a.json'])
+                                  'results/mini/calibration.csv', 'notebooks/table1.ipynb', 'tests/goldens/a.json',
+                                  'results/mini/report.html', 'results/mini/notebooks/method.html'])
 def test_git_keeps_tables_figures_and_goldens(path):
     assert _git('check-ignore', '--no-index', '-q', path).returncode == 1
 

@@ -90,7 +90,7 @@ def sweep(given: Words) -> None:
          arg('--set', action='append', default=[], metavar='KEY=VALUE',
              help='a parameter of the notebook; an unknown one is an error'),
          arg('--output', metavar='NAME', help='of the executed copy, below results/; default: the same'),
-         arg('--page', action='store_true', help='make the report too, where it is a page to read without JupyterLab'))
+         arg('--page', action='store_true', help='make a page of it too, to be read without JupyterLab'))
 def notebook(given: Words) -> None:
     """Execute a notebook by papermill; its output appears here."""
     from amdlib.runs import notebooks
@@ -106,8 +106,8 @@ def notebook(given: Words) -> None:
         raise SettingError(f'--output {given.output}: expected a name below {store.results}')
     notebooks.execute(notebooks.NOTEBOOKS / f'{given.name}.ipynb', output, {**store.parameters(), **parameters})
     if given.page:
-        from amdlib.show import report
-        output = report.build(store).parent / 'notebooks' / output.relative_to(store.folder).with_suffix('.html')
+        from amdlib.show.report import site
+        output = site.page_of_notebook(store, output)
     SCREEN.say(f'\nopen {near(output)}')
 
 
@@ -130,7 +130,7 @@ def report(given: Words) -> None:
 def why(given: Words) -> None:
     """Print what stands behind a table or figure: files, records, commits, machines and the command that makes it."""
     from amdlib.show.report import provenance
-    print(provenance.why(given.name, read.store(given, sys.stderr)))
+    SCREEN.say(provenance.why(given.name, read.store(given, sys.stderr)))
 
 
 @command(arg('words', nargs='*', metavar='ARGS', help="after `--`: jupyter lab's own, such as -- --port 8889"))
