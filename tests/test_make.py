@@ -15,7 +15,7 @@ from packaging.version import Version
 from setuptools import find_packages
 
 from amdlib.cli import parser
-from amdlib.cli.arguments import numbers, settings
+from amdlib.cli.arguments import choice, numbers, settings
 from amdlib.runs.targets import TARGETS
 
 ROOT = Path(__file__).parents[1]
@@ -188,6 +188,14 @@ def pretended(tmp_path):
         return ended.returncode, [json.loads(line) for line in (tmp_path / 'asked').read_text().splitlines()]
     call.folder = tmp_path
     return call
+
+
+@pytest.mark.parametrize('target', ['data', 'status', 'reproduce-table1', 'report', 'verify'])
+def test_what_of_a_folder_is_taken(target):
+    given = parsed(target, 'PROFILE=small', 'DATA=d', 'SPLIT=0.8', 'SPLIT_SEED=3', 'NEGATIVES=keep', 'DROP_BROKEN=1',
+                   'LAYOUT=yolo')
+    assert choice(given) == {'split': 0.8, 'split_seed': 3, 'negatives': 'keep', 'drop_broken': True, 'layout': 'yolo'}
+    assert choice(parsed(target, 'DROP_BROKEN=0')) == {}
 
 
 def test_reproduce_all_makes_everything_and_then_the_report(pretended):

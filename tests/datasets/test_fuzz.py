@@ -107,16 +107,17 @@ def test_what_the_check_accepts_survives_an_epoch(tiny, tmp_path, seed):
 
 # ---- the other layouts ------------------------------------------------------------------------------------------
 
-SCRAPS = (b'', b'\0', b'nan', b'-1', b'1e400', b'9' * 400, b'\xff\xfe', b'\xef\xbb\xbf', b'\r\n', b',', b'<', b'"', b'[',
-          b'{', b': ', b'*a', b'!!python/object:x', b'../..', b'C:\\x', b'images', b'train', b'1.02', b'\xe2\x80\xa8')
+SCRAPS = (b'', b'\0', b'nan', b'-1', b'1e400', b'9' * 400, b'\xff\xfe', b'\xef\xbb\xbf', b'\r\n', b',', b'<', b'"',
+          b'[', b'{', b': ', b'*a', b'!!python/object:x', b'../..', b'C:\\x', b'images', b'train', b'1.02',
+          b'\xe2\x80\xa8')
 PICTURES = ('.jpg', '.jpeg', '.png')
 
 
 def spoilt(draw, content):
     """Some bytes left out, doubled, exchanged or cut off."""
     at, length = draw.randrange(len(content) + 1), draw.choice([0, 1, 3, 20, 60])
-    return draw.choice([content[:at] + draw.choice(SCRAPS) + content[at + length:], content[:at + length] + content[at:],
-                        content[:at] + content[at + length:], content[:at]])
+    rest = content[at + length:]
+    return content[:at] + draw.choice([draw.choice(SCRAPS) + rest, content[at:at + length] + content[at:], rest, b''])
 
 
 @pytest.mark.parametrize('layout', layouts.SPLIT)
