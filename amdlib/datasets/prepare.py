@@ -77,7 +77,8 @@ def _source(kind: str, data: str | Path | None, shapes: ShapesSpec | None, first
     if data is None:
         raise DataError(f'no data folder is given: DATA=<folder> with {_EXPECTED[kind]}')
     if not Path(data).is_dir():
-        raise DataError(f'{data}: no such folder')
+        why = 'a file; give the folder that it lies in' if Path(data).is_file() else 'no such folder'
+        raise DataError(f'{data}: {why}')
     root = Path(data).resolve()
     if kind in ('folder', 'coco'):
         source = formats.recognise(root, choice.layout) if kind == 'folder' else coco_2017(root)

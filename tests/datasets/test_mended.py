@@ -188,6 +188,12 @@ def test_a_split_of_roboflows_that_is_not_there_is_told(tmp_path):
 
 # ---- Pascal VOC, CVAT -------------------------------------------------------------------------------------------
 
+def test_voc_may_train_on_what_it_calls_trainval(tmp_path):
+    root = tmp_path / 'pets'
+    layouts.voc(root, {'trainval': PICTURES['train'], 'test': PICTURES['val'], 'val': PICTURES['train']})
+    assert prepared(root).notes[0] == 'trained on trainval (3 images), reported on test (2 images)'
+
+
 def test_pictures_without_an_xml_file_were_not_labelled(tmp_path):
     root = tmp_path / 'pets'
     layouts.voc_beside(root, PICTURES)
@@ -243,7 +249,7 @@ def test_a_folder_is_written_in_coco_layout(tmp_path):
 
 def test_many_labels_of_one_picture_are_read_in_order(tmp_path):
     """Six digits of a part give back whole pixels, at any size."""
-    size, wanted = (3999, 2999), [(7 * i, 5 * i, 7 * i + 11 * i % 97 + 2, 5 * i + 13) for i in range(1, 90)]
+    size, wanted = (1999, 1499), [(7 * i, 5 * i, 7 * i + 11 * i % 97 + 2, 5 * i + 13) for i in range(1, 90)]
     root = yolo(tmp_path / 'pets', '\n'.join(line('no', corners, size) for corners in wanted), '[a, b, c]', size=size)
     labels(root / 'labels/val/val.txt', size, [('no', wanted[0])])
     assert boxes(prepared(root))['train.jpg'] == [[x0, y0, x1 - x0, y1 - y0] for x0, y0, x1, y1 in wanted]

@@ -134,7 +134,8 @@ def test_a_folder_of_the_user_is_never_replaced(tmp_path):
     ('shapes', Path('x'), 'mini makes its own data; DATA=x belongs to'),
     ('folder', None, 'DATA=<folder> with a data set in COCO, Pascal VOC, YOLO or another'),
     ('coco', None, 'DATA=<folder> with COCO 2017'), ('first_of_coco', None, 'DATA=<folder> with COCO 2017'),
-    ('folder', Path('nowhere'), 'nowhere: no such folder')])
+    ('folder', Path('nowhere'), 'nowhere: no such folder'),
+    ('folder', Path(__file__), 'test_prepare.py: a file; give the folder that it lies in')])
 def test_wrong_calls(kind, data, message, tmp_path):
     assert message in problems_of(prepare, kind, data, tmp_path)
     assert not list(tmp_path.iterdir())

@@ -109,7 +109,7 @@ def _tried(module: ModuleType, root: Path) -> Source | DataError | None:
         return error
 
 
-def _not_found(data: Path, modules: Mapping[str, ModuleType]) -> str:
+def _not_found(data: Path, modules: Mapping[str, ModuleType]) -> list[str]:
     """What lies there instead, and which layout it comes nearest to."""
     files = [path.relative_to(data) for path in itertools.islice(data.rglob('*'), SEEN)
              if not path.is_dir() and not path.name.startswith('.')]
@@ -119,9 +119,8 @@ def _not_found(data: Path, modules: Mapping[str, ModuleType]) -> str:
     near = next((own for suffix, _ in by_suffix.most_common() if (own := [
         module.LAYOUT for module in modules.values() if module.LABELS == suffix])), [])
     has = f'it has {plural(len(files), "file", "files")}: {"; ".join(told)}' if files else 'it has no file'
-    layouts = f'expected {" or ".join(module.LAYOUT for module in modules.values())}'
-    return f'{data}: no data set here or one level below; {has}' + (
-        f'. Nearest is {" or ".join(near)}' if near else '') + f'; {layouts}'
+    return [f'{data}: no data set here or one level below; {has}', 'nearest is:' if near else 'expected is one of:',
+            *(f'- {layout}' for layout in near or (module.LAYOUT for module in modules.values()))]
 
 
 # ---- what formats need too --------------------------------------------------------------------------------------

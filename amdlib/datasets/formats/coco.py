@@ -17,8 +17,8 @@ from amdlib.datasets.formats import by_role, folder_name, one_each, split_of
 from amdlib.errors import DataError, ImageError
 from amdlib.words import plural, some
 
-LAYOUT = ('annotations/instances_train*.json, or a JSON file with images, annotations and categories a split, by its '
-          "name or its folder's (COCO layout)")
+LAYOUT = ('COCO layout: annotations/instances_train*.json; or for each split a JSON file with images, annotations and '
+          "categories, by its name or its folder's")
 LABELS = '.json'
 HEAD_BYTES = 2 ** 16    # of a JSON file, in which one of COCO's lists begins
 JSON_FOLDERS = ('annotations', 'annotation', 'labels')

@@ -16,7 +16,7 @@ from amdlib.datasets.formats import by_role, one_each, split_of
 from amdlib.errors import DataError
 from amdlib.words import some
 
-LAYOUT = 'train.csv with path, xmin, ymin, xmax, ymax, class (csv)'
+LAYOUT = 'csv: train.csv with path, xmin, ymin, xmax, ymax, class'
 LABELS = '.csv'
 COLUMNS = {
     'path': ('path', 'filename', 'file_name', 'image', 'image_path', 'file'), 'xmin': ('xmin', 'x_min', 'x1'),

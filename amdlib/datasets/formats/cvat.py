@@ -16,7 +16,7 @@ from amdlib.datasets.formats import by_role, one_each, split_of
 from amdlib.errors import DataError
 from amdlib.words import some
 
-LAYOUT = 'annotations.xml of CVAT with its images/ (CVAT for images)'
+LAYOUT = 'CVAT for images: annotations.xml with images/'
 LABELS = '.xml'
 COORDINATES = ('xtl', 'ytl', 'xbr', 'ybr', 'points')
 

@@ -20,8 +20,8 @@ from amdlib.datasets.formats import by_role, one_each, split_of
 from amdlib.errors import DataError
 from amdlib.words import some
 
-LAYOUT = ('Annotations/, ImageSets/Main/ and JPEGImages/, or an XML file beside each image, in train/ and valid/ or in '
-          'one folder (Pascal VOC layout)')
+LAYOUT = ('Pascal VOC layout: Annotations/, ImageSets/Main/ and JPEGImages/; or an XML file beside each image, in '
+          'train/ and valid/ or in one folder')
 LABELS = '.xml'
 XML_FOLDERS = ('annotations', 'annotation', 'labels', 'xml', 'xmls')
 
@@ -65,6 +65,8 @@ class Voc(_Xml):
         images = root / 'JPEGImages'
         lists = {split: root / 'ImageSets/Main' / f'{split}.txt' for split in ('train', 'val', 'test')}
         lists = {split: path for split, path in lists.items() if path.is_file()}
+        if 'train' not in lists and (both := root / 'ImageSets/Main/trainval.txt').is_file():
+            lists = {'train': both, **({'test': lists['test']} if 'test' in lists else {})}
         if not images.is_dir():
             raise DataError(f'{images}: no such folder')
         if len(lists) != 1 and 'train' not in lists:

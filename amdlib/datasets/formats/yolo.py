@@ -22,7 +22,7 @@ from amdlib.datasets.formats import by_role, one_each, split_of
 from amdlib.errors import DataError
 from amdlib.words import plural, some
 
-LAYOUT = 'data.yaml with names and train, or classes.txt, and images/ with labels/ (YOLO layout)'
+LAYOUT = 'YOLO layout: data.yaml with names and train, or classes.txt; images/ with labels/'
 LABELS = '.txt'
 KEYS = {'train': 'train', 'val': 'val', 'valid': 'val', 'validation': 'val', 'test': 'test'}    # of data.yaml
 BEYOND = 0.1        # of the image, by which a box may leave it; a number further off is none of YOLO's
