@@ -68,7 +68,7 @@ def _draw(axis: Axes, image: dict, annotations: list[dict], folder: Path, names:
         x, y, width, height = (side * scale for side in one['bbox'])
         colour = colours[names[one['category_id']]]
         axis.add_patch(Rectangle((x - 0.5, y - 0.5), width, height, fill=False, edgecolor=colour, linewidth=1.2,
-                                 linestyle='--' if one['iscrowd'] else '-',
+                                 linestyle='--' if one['iscrowd'] else '-', clip_on=False,
                                  path_effects=[withStroke(linewidth=2.4, foreground='black')]))
     name = image['file_name'] if len(image['file_name']) <= 26 else f'...{image["file_name"][-23:]}'
     boxes = f'{len(own)} box{"es" * (len(own) != 1)}'
