@@ -15,6 +15,7 @@ from amdlib.errors import DataError, SettingError
 from amdlib.words import plural
 
 NEGATIVES = ('keep', 'drop')
+AUGMENTED = '.rf.'   # in a file's name: behind it a hash, before it what Roboflow made it of
 WHOLE = 'whole'     # folder in which the files lie from which is taken
 
 
@@ -113,11 +114,16 @@ class Chosen:
         return notes
 
     def _divided(self, coco: dict, images: Path) -> tuple[list[dict], str]:
-        """Two sets of one. Identical pictures stay together; which go where depends on their content and the seed, not
-        on names or their order. Errors: DataError where one of the two would be empty."""
+        """Two sets of one. Identical pictures stay together, and what Roboflow made of one picture; which go where
+        depends on their content and the seed, not on their order. Errors: DataError where one would be empty."""
         groups: dict[str, list[dict]] = {}
+        known: dict[str, str] = {}      # the group of a content, and of a source
         for image in progress(coco['images'], 'split images'):
-            groups.setdefault(_content(images / str(image.get('file_name'))), []).append(image)
+            name = str(image.get('file_name'))
+            content = _content(images / name)
+            source = name.partition(AUGMENTED)[0] if AUGMENTED in name else content
+            known[content] = known[source] = known.get(content) or known.get(source) or content
+            groups.setdefault(known[content], []).append(image)
         seed = self.choice.split_seed
         order = sorted(groups, key=lambda content: hashlib.sha256(f'{seed} {content}'.encode()).digest())
         wanted = max(1, round(self.choice.split * len(coco['images'])))
@@ -128,13 +134,13 @@ class Chosen:
         chosen = set(train)
         parts = [[image for image in coco['images'] if (image['id'] in chosen) is kept] for kept in (True, False)]
         if not parts[1]:
-            raise DataError(f'split={self.choice.split}: of {plural(len(parts[0]), "image", "images")} with '
-                            f'{plural(len(groups), "content", "contents")} none is left to report on')
+            raise DataError(f'split={self.choice.split}: of {plural(len(parts[0]), "image", "images")}, '
+                            f'{plural(len(groups), "different one", "different ones")}, none is left to report on')
         divided = [_only(coco, part) for part in parts]
         if not all(part['annotations'] for part in divided):
             raise DataError(f'split={self.choice.split}: a part without a box; another split_seed divides differently')
         twins = len(coco['images']) - len(groups)
-        same = f'; {plural(twins, "copy stays", "copies stay")} with the same picture' if twins else ''
+        same = f'; {plural(twins, "copy stays with its", "copies stay with their")} picture' if twins else ''
         return divided, (
             f'split here: trained on {len(parts[0])} images, reported on {len(parts[1])} '
             f'({self.choice.split:g}, seed {seed}{same})')

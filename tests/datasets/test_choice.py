@@ -43,6 +43,17 @@ def test_one_split_is_divided_by_the_pictures_content(tmp_path):
     assert files_below(root) == before
 
 
+def test_what_roboflow_made_of_one_picture_stays_together(tmp_path):
+    root = tmp_path / 'pets'
+    layouts.yolo_classes(root, {'all': [(f'{i}_jpg.rf.{made}.jpg', (40, 40), [('no', (1, 2, 20, 30))])
+                                        for i in range(6) for made in 'abc']})
+    for seed in range(4):
+        data = prepare('folder', root, tmp_path / 'cache', split=0.5, split_seed=seed)
+        train, test = ({name[0] for name in file_names(ann)} for ann in (data.train_ann, data.test_ann))
+        assert not train & test
+        assert '12 copies stay with their picture' in ' '.join(data.notes)
+
+
 def test_a_split_has_a_name_a_fingerprint_and_files_of_its_own(tmp_path):
     root = many(tmp_path / 'pets')
     sets = [prepare('folder', root, tmp_path / 'cache', **choice) for choice in (
@@ -62,7 +73,7 @@ def test_one_split_is_told_and_a_split_folder_is_not_divided(coco, tmp_path):
     assert 'one split only (YOLO layout: classes.txt, 3 classes, images); --split 0.8 (SPLIT=0.8) trains' in message
     assert 'split=0.8: the folder has splits of its own: trained on train2017, reported on val2017' in problems_of(
         prepare, 'folder', coco, tmp_path / 'cache', split=0.8)
-    assert 'split=0.5: of 4 images with 1 content none is left to report on' in problems_of(
+    assert 'split=0.5: of 4 images, 1 different one, none is left to report on' in problems_of(
         prepare, 'folder', many(tmp_path / 'same', 1), tmp_path / 'cache', split=0.5)
     for path in (root / 'labels').glob('[1-9].txt'):
         path.write_text('')
