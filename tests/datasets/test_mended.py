@@ -45,8 +45,8 @@ def test_area_and_iscrowd_are_filled_in(coco):
     assert dataset.train_ann == coco.parent / 'cache/pets/train.json'
     assert [one['area'] for one in json.loads(dataset.train_ann.read_text())['annotations']] == [100, 1200, 76.0]
     assert [one['iscrowd'] for one in json.loads(dataset.test_ann.read_text())['annotations']] == [0, 0, 0]
-    assert dataset.notes[1:] == ('train: area of 3 boxes filled in: width x height',
-                                 'test: iscrowd of 3 boxes filled in: 0')
+    assert dataset.notes[1:3] == ('train: area of 3 boxes filled in: width x height',
+                                  'test: iscrowd of 3 boxes filled in: 0')
     edit(coco, lambda content: [one.update(iscrowd=int(one['id'] == 3)) for one in content['annotations']], 'val2017')
     edit(coco, lambda content: [one.update(area=one['bbox'][2] * one['bbox'][3]) for one in content['annotations']])
     assert prepare('folder', coco, coco.parent / 'cache') == same     # mended by the user: read where it lies
