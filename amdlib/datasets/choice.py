@@ -60,7 +60,7 @@ class Choice:
         """For the data set's name: each choice has its own files and results."""
         parts = {**self.given(), 'layout': None}
         words = {'split': f'split{self.split}', 'split_seed': f'seed{self.split_seed}',
-                 'negatives': f'negatives-{self.negatives}', 'drop_broken': 'whole'}
+                 'negatives': f'negatives-{self.negatives}', 'drop_broken': 'readable'}
         return ''.join(f'-{words[name]}' for name, value in parts.items() if value is not None)
 
 

@@ -188,10 +188,10 @@ def test_data_of_a_folder_says_what_it_found_draws_it_and_writes_it_as_coco(call
                             tmp_path / 'results', '--to', tmp_path / 'coco')
     assert status == 0, err
     assert f'{pets}: YOLO layout: classes.txt, 3 classes, images' in out
-    assert 'meine-bilder-split0.5-negatives-drop-whole: 3 classes, fingerprint ' in out
+    assert 'meine-bilder-split0.5-negatives-drop-readable: 3 classes, fingerprint ' in out
     assert 'note: 1 unreadable image left out: ' in out
     assert 'note: train: 1 image without a box left out, as asked' in out
-    drawn = tmp_path / 'results/small/meine-bilder-split0.5-negatives-drop-whole/data.png'
+    drawn = tmp_path / 'results/small/meine-bilder-split0.5-negatives-drop-readable/data.png'
     assert f'{drawn}: pictures with their boxes' in out
     assert min(Image.open(drawn).size) > 500
     again, out, _ = call('data', tmp_path / 'coco', '--results', tmp_path, '--grid', tmp_path / 'other.png')

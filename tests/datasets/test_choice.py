@@ -145,7 +145,7 @@ def test_broken_images_are_left_out_by_name(layout, tmp_path):
 def test_images_that_are_not_there_are_left_out_too(coco, tmp_path):
     (coco / 'train2017/train2017_2.png').unlink()
     data = prepare('folder', coco, tmp_path / 'cache', drop_broken=True)
-    assert (data.name, file_names(data.train_ann)) == ('pets-whole', ['train2017_1.png'])
+    assert (data.name, file_names(data.train_ann)) == ('pets-readable', ['train2017_1.png'])
     assert f'train: 1 unreadable image left out: {coco}/train2017/train2017_2.png: no such image' in data.notes
     assert data.test_images == coco / 'val2017'
     assert {one['image_id'] for one in json.loads(data.train_ann.read_text())['annotations']} == {1}

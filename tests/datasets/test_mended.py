@@ -167,6 +167,8 @@ def test_files_that_belong_to_no_picture_are_told_or_passed_over(tmp_path):
     (root / 'images/train/._train.jpg').write_bytes(b'Mac OS X')
     text(root / 'images/train/README.txt', 'hello')
     text(root / 'labels/train.cache', 'x')
+    text(root / 'labels/train/._train.txt', 'Mac OS X')
+    text(root / 'notes.json', '{"categories": [{"id": 0, "name": "a"}], "info": {}}')      # of Label Studio
     dataset = prepared(root)
     assert list(boxes(dataset)) == ['train.jpg']
     assert f'1 label file without an image: {root}/labels/train/gone.txt' in dataset.notes

@@ -183,12 +183,14 @@ def _json_files(root: Path) -> Iterator[Path]:
 
 
 def _is_coco(path: Path) -> bool:
-    """Whether one of COCO's lists begins where a file does; an object of other software has none."""
+    """Whether one of COCO's lists begins where a file does; other software's have none, Label Studio's notes categories
+    alone."""
     if not path.is_file():
         return False
     with open(path, 'rb') as file:
         head = file.read(HEAD_BYTES).removeprefix(b'\xef\xbb\xbf').lstrip()
-    return head.startswith(b'{') and re.search(rb'"(images|annotations|categories)"\s*:\s*\[', head) is not None
+    lists = 'images|annotations' + '|categories' * (path.stat().st_size > HEAD_BYTES)
+    return head.startswith(b'{') and re.search(rf'"({lists})"\s*:\s*\['.encode(), head) is not None
 
 
 # ---- what is mended, in place; each returns what was done -------------------------------------------------------

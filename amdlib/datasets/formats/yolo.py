@@ -70,8 +70,8 @@ class Yolo(Converted):
                             f'looked for such as {_labels(images[0]).with_suffix(".txt")}')
         for folder, beside in dict.fromkeys((label.parent, image.parent) for image, label in labels.items() if label):
             stems = {path.stem for path in beside.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES}
-            odd['alone'] += [str(path) for path in sorted(folder.glob('*.txt')) if folder != beside and path.stem not in
-                             {*stems, 'classes'} and str(path) not in odd['alone']]
+            odd['alone'] += [str(path) for path in sorted(folder.glob('[!.]*.txt')) if folder != beside
+                             and path.stem not in {*stems, 'classes'} and str(path) not in odd['alone']]
         return list(labels.items())
 
     def _listed(self, file: Path, problems: list[str]) -> list[Path]:
