@@ -167,8 +167,8 @@ def test_show_takes_a_loss_of_ones_own(call, coco_folder, own_loss):
     assert Config.fromstring(out, '.py').model.method == own_loss
 
 
-def test_data_checks_a_set_and_tells_its_fingerprint(call, coco_folder):
-    status, out, _ = call('data', '--profile', 'small', '--data', coco_folder)
+def test_data_checks_a_set_and_tells_its_fingerprint(call, coco_folder, tmp_path):
+    status, out, _ = call('data', '--profile', 'small', '--data', coco_folder, '--results', tmp_path)
     assert status == 0
     assert 'a-set: 5 classes, fingerprint ' in out
     assert 'trained on train, reported on val' in out
