@@ -91,7 +91,7 @@ def look(model: nn.Module, names: Sequence[str | int] = (), image_px: int = 128
     blank = torch.zeros(1, 3, image_px, image_px, device=next(model.parameters()).device)
     was_training = model.training
     model.eval()
-    with _told_of_maps(model, lambda found: handed.extend(found)), tap(model, names) as features:
+    with _told_of_maps(model, handed.extend), tap(model, names) as features:
         model.extract_feat(blank)
     model.train(was_training)
     return features, handed
