@@ -24,11 +24,12 @@ import pandas as pd
 
 from amdlib.datasets import Dataset, prepare
 from amdlib.errors import RunError
-from amdlib.files import ROOT, read_json, remove_halves, sha256
+from amdlib.files import ROOT, read_csv, read_json, remove_halves, sha256
 from amdlib.paper.profiles import Profile, find_profile
 from amdlib.runs import evidence, fingerprints
 from amdlib.runs.progress import quiet_s, read_progress, training_process
 from amdlib.runs.recipe import Means
+from amdlib.runs.record import read_record
 from amdlib.runs.run import Run
 from amdlib.weights import published
 from amdlib.words import minutes
@@ -105,11 +106,12 @@ class Store:
             return left
         again = _begun_again(folder)    # and not ended: the record is still the old one
         try:
-            record = read_json(folder / RECORD)
+            record = read_record(folder / RECORD)
             reasons = self._reasons(record, run)
             reasons += [f'{name} is missing' for name in (WEIGHTS, DETECTIONS)
                         if whole and not (folder / name).is_file()]
             reasons += evidence.disagreements(record, folder if whole else None)
+            line_of(run, record)    # what tables read of it is there
             note = ', '.join(filter(None, [fingerprints.other_versions(record['versions']),
                                            again and f'made again, which {left}']))
         except (OSError, ValueError) as error:
@@ -214,7 +216,7 @@ class Store:
         """The run of a record; None for a record of another format, of a row or setting that is none by now, or whose
         settings name files (it does not say where those lie)."""
         try:
-            record = read_json(file)
+            record = read_record(file)
             run = Run.of(record['row'], self.profile, record['seed'], record['settings'])
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -278,11 +280,16 @@ def record_files(folder: Path, pattern: str = '*') -> dict[str, Path]:
 
 
 def read_scalars(folder: Path) -> pd.DataFrame:
-    """What was logged in a run's folder; see `Store.scalars`."""
+    """What was logged in a run's folder; see `Store.scalars`. Errors: RunError for a damaged file."""
     if (folder / KEPT_SCALARS).is_file():
-        return pd.read_csv(folder / KEPT_SCALARS)
+        return read_csv(folder / KEPT_SCALARS, ('step', 'loss'))
     file = folder / SCALARS
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    try:
+        lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+        if not all({'step', 'loss'} <= line.keys() for line in lines):
+            raise ValueError('a line without step or loss')
+    except (ValueError, AttributeError) as error:
+        raise RunError(f'{file} cannot be read: {error}') from None
     return pd.DataFrame(lines, columns=None if lines else ['step', 'loss'])
 
 

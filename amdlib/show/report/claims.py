@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from amdlib.files import read_csv
 from amdlib.paper.claims import CLAIMS, Claim
 from amdlib.paper.pairs import find_group
 from amdlib.paper.planned import GROUP, METRIC, PLANNED, PROFILE
@@ -95,9 +96,9 @@ def _planned(store: Store, entries: Mapping[str, Entry]) -> dict[str, Any]:
     if store.profile.name != PROFILE:
         return {}
     file, both = store.folder / 'significance.csv', store.folder / 'significance_headline.csv'
-    told = {line['comparison']: line for line in (pd.read_csv(file) if file.is_file() else pd.DataFrame()).to_dict(
-        'records')}
-    headline = pd.read_csv(both).iloc[0] if both.is_file() else None
+    columns = ('comparison', 'low', 'high', 'verdict', 'n', 'difference')
+    told = {line['comparison']: line for line in read_csv(file, columns).to_dict('records')} if file.is_file() else {}
+    headline = next(iter(read_csv(both, ('low', 'high')).to_dict('records')), None) if both.is_file() else None
     found = {}
     for one in PLANNED:
         kind = 'primary' if one.primary else 'named'

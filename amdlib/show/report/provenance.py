@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from amdlib.errors import RunError, SettingError
+from amdlib.files import read_csv
 from amdlib.paper.planned import PLANNED
 from amdlib.paper.tables import TABLES
 from amdlib.runs.planned import planned_runs
@@ -111,11 +112,11 @@ def _runs(subject: Subject, store: Store, entries: Mapping[str, Entry]) -> list[
     """The runs whose records a subject is made of."""
     file = store.folder / f'{subject.name}.csv'
     if subject == PLAN and file.is_file():
-        named = set(pd.read_csv(file).get('comparison', ()))
+        named = set(read_csv(file).get('comparison', ()))
         return list(dict.fromkeys(run.id for one in PLANNED if one.name in named
                                   for run in planned_runs(one, store) if run.id in entries))
     if subject == BED:      # it shows rows, with the settings that were tried
-        lines = pd.read_csv(file, dtype=str, keep_default_na=False) if file.is_file() else pd.DataFrame()
+        lines = read_csv(file, dtype=str, keep_default_na=False) if file.is_file() else pd.DataFrame()
         if not {'group', 'row', 'settings'} <= set(lines):
             return []
         rows = set(lines[['group', 'row', 'settings']].itertuples(index=False, name=None))
