@@ -60,6 +60,8 @@ def write_json(path: str | Path, content: dict | list) -> None:
 
 def read_json(path: str | Path):
     """The content of a JSON file, also of one that `write_json` compressed. Errors: OSError; ValueError."""
+    if Path(path).is_fifo():    # which would be waited for
+        raise OSError(f'{path}: no regular file')
     content = Path(path).read_bytes()
     try:
         unpack = {'.gz': gzip.decompress, '.xz': lzma.decompress}.get(Path(path).suffix, bytes)

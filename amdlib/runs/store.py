@@ -23,7 +23,7 @@ from typing import Any
 import pandas as pd
 
 from amdlib.datasets import Dataset, prepare
-from amdlib.errors import RunError
+from amdlib.errors import RunError, SettingError
 from amdlib.files import ROOT, read_csv, read_json, remove_halves, sha256
 from amdlib.paper.profiles import Profile, find_profile
 from amdlib.runs import evidence, fingerprints
@@ -260,9 +260,11 @@ def open_store(profile: str | Profile = 'mini', data: str | Path | None = None, 
     """
     profile = find_profile(profile) if isinstance(profile, str) else profile
     given = Means.from_dict(means)
+    place = Path(results).absolute() if results else ROOT / 'results'
+    if place.exists() and not place.is_dir():
+        raise SettingError(f'{place}: no folder for results')
     dataset = prepare(profile.data, Path(data).absolute() if data else None, first_images=profile.first_images)
-    return Store(profile, dataset, Path(results).absolute() if results else ROOT / 'results', given,
-                 data and Path(data).absolute())
+    return Store(profile, dataset, place, given, data and Path(data).absolute())
 
 
 def line_of(run: Run, record: Mapping[str, Any], note: str = '') -> dict[str, Any]:

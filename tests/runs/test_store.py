@@ -233,6 +233,12 @@ def test_a_log_that_is_damaged_is_named(store, amd, finish):
 
 # ---- many runs --------------------------------------------------------------------------------------------------
 
+def test_results_that_are_no_folder_are_refused(tmp_path):
+    (tmp_path / 'results').write_text('')
+    with pytest.raises(SettingError, match='results: no folder for results'):
+        open_store(results=tmp_path / 'results')
+
+
 def test_collect_refuses_stale_and_missing_runs_by_name(store, amd, tiny, finish):
     other, missing = Run.of('retinanet-mgd', tiny), Run.of('retinanet-fgd', tiny)
     finish(amd.teacher())
