@@ -11,7 +11,12 @@ SETUP   := $(VENV)/.setup-done
 AMDLIB  := $(PY) -m amdlib
 
 #? PROFILE mini (default: shapes, narrow networks, minutes on a CPU), small (a real data set), paper (COCO)
-#? DATA folder of the data set, for PROFILE=small (COCO or Pascal VOC layout) and PROFILE=paper (COCO 2017)
+#? DATA folder of the data set, for PROFILE=small (COCO, Pascal VOC, YOLO: docs/data.md) and PROFILE=paper (COCO 2017)
+#? SPLIT share that is trained on, such as 0.8, where DATA is not split; the rest is reported
+#? SPLIT_SEED of that split; default: 0
+#? NEGATIVES keep (images without a box are trained on too) or drop (left out everywhere); default: not trained on
+#? DROP_BROKEN 1 leaves out images that cannot be read, by name
+#? LAYOUT of DATA, where it fits several: coco, voc, yolo, cvat or csv
 #? GROUP retinanet, reppoints or faster_rcnn; default: all three (one figure: the paper's)
 #? SEEDS seeds of the students, such as "0 1 2"; default: 0
 #? SETTINGS of every run, such as "epochs=2 gpus=8 'backbone=a folder/r50.pth'"; README has all
@@ -42,10 +47,16 @@ AMDLIB  := $(PY) -m amdlib
 #? COMMIT that made the records which attest is about; default: that of most
 #? PYTHON interpreter for make setup, 3.11 or newer; default: python3
 #? VENV folder of the virtual environment; default: .venv
+#? CPU 1 asks for an environment without GPU packages: there is none yet, so it says why and changes nothing
 #? PUBLIC folder of the public code, for make goldens (see tests/goldens/)
-KNOWN := PROFILE DATA GROUP SEEDS SETTINGS METHOD ARM CONTROLS CALIBRATED TEACHERS METHODS VALUES DEVICE JOBS FORCE WEIGHTS \
-         MIRRORS SKIP_TEACHER_CHECK WORKERS TENSORBOARD NAME LAB RUN ONNX MEASURE SWITCHES FIG A B COMMIT PYTHON VENV PUBLIC
+KNOWN := PROFILE DATA SPLIT SPLIT_SEED NEGATIVES DROP_BROKEN LAYOUT GROUP SEEDS SETTINGS METHOD ARM CONTROLS CALIBRATED \
+         TEACHERS METHODS VALUES DEVICE JOBS FORCE WEIGHTS MIRRORS SKIP_TEACHER_CHECK WORKERS TENSORBOARD NAME LAB RUN \
+         ONNX MEASURE SWITCHES FIG A B COMMIT PYTHON VENV CPU PUBLIC
 
+# some login shells set a CPU of their own
+ifeq ($(origin CPU),environment)
+undefine CPU
+endif
 # a variable that is misspelled would go unnoticed
 given   := $(foreach one,$(.VARIABLES),$(if $(filter command,$(firstword $(origin $(one)))),$(one)))
 unknown := $(filter-out $(KNOWN),$(given))
@@ -66,7 +77,9 @@ opt   = $(if $(value $(1)),$(2)=$(call quote,$(value $(1))))
 flag  = $(if $(filter-out 0,$(value $(1))),$(2))
 plain = $(if $(value $(1)),$(call quote,$(value $(1))))
 
-WHERE     = $(call opt,PROFILE,--profile) $(call opt,DATA,--data)
+WHERE     = $(call opt,PROFILE,--profile) $(call opt,DATA,--data) $(call opt,SPLIT,--split) \
+            $(call opt,SPLIT_SEED,--split-seed) $(call opt,NEGATIVES,--negatives) \
+            $(call flag,DROP_BROKEN,--drop-broken) $(call opt,LAYOUT,--layout)
 SET       = $(call opt,SETTINGS,--settings) $(if $(value TEACHERS),--set=$(call quote,teachers=$(value TEACHERS)))
 ASKED     = $(call opt,GROUP,--group) $(call opt,SEEDS,--seeds) $(call opt,VALUES,--values) \
             $(SET) $(call opt,METHOD,--method) $(call opt,ARM,--arm) \
@@ -80,7 +93,7 @@ HOW       = $(WHERE) $(ASKED) $(MEANS) $(call flag,FORCE,--force)
 SPREAD   := -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: help setup doctor list values data reproduce-all sweep-phi status bed calibrate plan compare verify keep teachers backbone weights \
-        demo notebook report publish why explore lab export paper-dryrun cost attest test test-fast test-browser torture lint goldens lock clean always
+        demo notebook report publish why explore lab export paper-dryrun cost families attest test test-fast test-browser torture lint goldens lock clean always
 
 help:  ## this text
 	@echo 'The AMD kit: rerun "AMD: Adaptive Masked Distillation for Object Detection" (arXiv 2301.13538)'
@@ -91,8 +104,8 @@ help:  ## this text
 
 setup: $(SETUP)  ## create the virtual environment from requirements.lock (every other target does so too)
 
-$(SETUP): requirements.lock pyproject.toml
-	@$(PYTHON) -I amdlib/setup_venv.py $(call quote,$(VENV))
+$(SETUP): requirements.lock pyproject.toml $(if $(call flag,CPU,asked),always)
+	@$(PYTHON) -I amdlib/setup_venv.py $(call quote,$(VENV))$(call flag,CPU, --cpu)
 
 doctor: $(SETUP)  ## print versions, GPU, memory, disk, what is missing and how to mend it
 	@$(AMDLIB) doctor
@@ -167,7 +180,7 @@ report: $(SETUP)  ## gather what is there in a static web site, results/<profile
 explore: $(SETUP)  ## write the mask explorer, one page for a browser: move phi, T and the level over test images (GROUP)
 	@$(AMDLIB) explore $(WHERE) $(call opt,GROUP,--group)
 
-publish: $(SETUP)  ## the report's front page as one HTML file that can be committed, results/<profile>/report.html
+publish: $(SETUP)  ## the report's front page as one HTML file that can be committed, results/<profile>/report.html; executed notebooks beside it
 	@$(AMDLIB) report $(WHERE) --single
 
 why: $(SETUP)  ## what stands behind the table or figure FIG: files, records, commits, machines, command
@@ -184,6 +197,9 @@ paper-dryrun: $(SETUP)  ## every row a few steps at the paper's architectures, w
 
 cost: $(SETUP)  ## steps, measured seconds a step, memory and GPU-hours of each row (MEASURE=1 times them here)
 	@$(AMDLIB) cost $(WHERE) $(SET) $(call flag,MEASURE,--measure) $(call flag,SWITCHES,--switches) $(call opt,DEVICE,--device)
+
+families: $(SETUP)  ## one distillation step with a detector of each of mmdet's families (docs/families.md; FORCE=1: all again)
+	@$(AMDLIB) families $(call flag,FORCE,--again)
 
 attest: $(SETUP)  ## prove that edited code gives the digits of the old, so that records count further (an hour on two cores)
 	@$(AMDLIB) attest -- $(call plain,COMMIT)

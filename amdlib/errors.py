@@ -25,6 +25,10 @@ class DataError(KitError, ValueError):
         super().__init__('\n'.join(lines))
 
 
+class ImageError(DataError):
+    """An image that cannot be read; it may be left out where that is asked for."""
+
+
 class WeightsError(KitError, ValueError):
     """A weight file cannot be had or read, or does not fit the model; the message says why."""
 

@@ -5,8 +5,9 @@ and mmcv-lite alone, so that the file can be copied into any other mmdet project
 in place and used. Operators that are not served raise `OperatorUnavailable` when they are called.
 
 Signatures, argument order and results are those of mmcv 2.1.0 (its pybind.cpp and CPU kernels; the CUDA kernels of
-roi_pool and sigmoid_focal_loss, which have no CPU ones): results are written into the tensors that the caller passes,
-gradients of features and weights are added to what these hold. Where torchvision differs from mmcv, the code says so.
+roi_pool, sigmoid_focal_loss, deform_roi_pool, ms_deform_attn, carafe and masked_im2col, which have no CPU ones): what
+comes out is written into the tensors that the caller passes, gradients of features and weights are added to what they
+hold. Where torchvision differs from mmcv, the code says so.
 
 Tensors are computed in float32, or float64 if they are float64; half precision is converted on the way in and out
 (torchvision's CPU kernels refuse it), autocast is suspended. RoIs are (n, 5): image index, x1, y1, x2, y2 in pixels
@@ -130,8 +131,30 @@ def softnms(boxes: Tensor, scores: Tensor, dets: Tensor, iou_threshold: float, s
     return inds.to(device)
 
 
+@_operator
+def nms_match(dets: Tensor, iou_threshold: float) -> list[list[int]]:
+    """Groups of the boxes dets (n, 5: x1, y1, x2, y2, score): each kept box with those that it suppresses, best first.
+
+    A box is suppressed where its IoU is the threshold or more. (In `nms` it must be more.)
+    """
+    boxes, scores = dets[:, :4].float().numpy(), dets[:, 4]
+    x1, y1, x2, y2 = boxes.T
+    areas = (x2 - x1) * (y2 - y1)
+    queue, groups = scores.sort(descending=True, stable=True).indices.numpy(), []
+    with np.errstate(all='ignore'):  # boxes without area, as in softnms
+        while len(queue):
+            best, rest = queue[0], queue[1:]
+            width = np.maximum(0, np.minimum(x2[best], x2[rest]) - np.maximum(x1[best], x1[rest]))
+            height = np.maximum(0, np.minimum(y2[best], y2[rest]) - np.maximum(y1[best], y1[rest]))
+            overlap = width * height
+            drop = overlap / (areas[best] + areas[rest] - overlap) >= np.float32(iou_threshold)
+            groups.append([int(best), *rest[drop].tolist()])
+            queue = rest[~drop]
+    return groups
+
+
 # ---------------------------------------------------------------------------------------------------------------------
-# RoI align and RoI pool
+# RoI align, RoI pool and deformable RoI pool
 
 
 def _grid(rois: Tensor, size: tuple[int, int], spatial_scale: float, sampling_ratio: int, aligned: bool):
@@ -180,6 +203,18 @@ def _pieces(count: int, elements_each: int):
     return (slice(start, min(start + step, count)) for start in range(0, count, step))
 
 
+def _collapsed(rois: Tensor, sampling_ratio: int, aligned: bool) -> Tensor:
+    """rois for torchvision's CPU kernel, which cannot count the samples of one with x2 < x1 or y2 < y1.
+
+    mmcv's CPU kernel refuses such a RoI and its CUDA kernel takes it: mirrored where sampling_ratio is given, with no
+    samples where it is not, as one without extent. Without `aligned` its sides are 1 everywhere.
+    """
+    inverted = (rois[:, 3:] < rois[:, 1:3]).any(dim=1)
+    if not aligned or sampling_ratio > 0 or rois.device.type != 'cpu' or not inverted.any():
+        return rois
+    return torch.where(inverted[:, None], rois[:, [0, 1, 2, 1, 2]], rois)
+
+
 @_operator
 def roi_align_forward(input: Tensor, rois: Tensor, output: Tensor, argmax_y: Tensor, argmax_x: Tensor,
                       aligned_height: int, aligned_width: int, spatial_scale: float, sampling_ratio: int,
@@ -190,9 +225,8 @@ def roi_align_forward(input: Tensor, rois: Tensor, output: Tensor, argmax_y: Ten
     extent has no samples if sampling_ratio <= 0 and gives -10000 at (-1, -1), as in mmcv's CPU kernel.
     """
     full, rois = _full(input, rois)
-    if aligned and rois.device.type == 'cpu' and (rois[:, 3:] < rois[:, 1:3]).any():  # mmcv's CUDA kernel takes them
-        raise ValueError('roi_align: aligned RoIs need x2 >= x1 and y2 >= y1')
     if pool_mode == 1:
+        rois = _collapsed(rois, sampling_ratio, aligned)
         output.copy_(torch.ops.torchvision.roi_align(full, rois, spatial_scale, aligned_height, aligned_width,
                                                      sampling_ratio, aligned))
         return
@@ -233,6 +267,7 @@ def roi_align_backward(grad_output: Tensor, rois: Tensor, argmax_y: Tensor, argm
         return
     images, channels, height, width = grad_input.shape
     if pool_mode == 1:
+        rois = _collapsed(rois, sampling_ratio, aligned)
         grad_input += torch.ops.torchvision._roi_align_backward(
             grad, rois, spatial_scale, aligned_height, aligned_width, images, channels, height, width, sampling_ratio,
             aligned)
@@ -298,6 +333,87 @@ def roi_pool_backward(grad_output: Tensor, rois: Tensor, argmax: Tensor, grad_in
     grad_input += total.view_as(grad_input)
 
 
+def _shifted_grid(rois: Tensor, offset: Tensor, size: tuple[int, int], spatial_scale: float, sampling_ratio: int,
+                  gamma: float):
+    """Sampling points of deformable RoI pooling: those of aligned RoI align, each bin moved by its offset.
+
+    offset (n, 2, *size), x before y, in units of gamma times the RoI's width and height, or empty. Returns y
+    (n, *size, g), x (n, *size, g') in pixels of the map, the weight of each sample (n, 1, 1, g, g', 1, 1), 0 for those
+    that do not count, and what an offset of one moves a bin, (n, 1, 1) along x and along y.
+    """
+    (ys, count_y), (xs, count_x) = _grid(rois, size, spatial_scale, sampling_ratio, aligned=True)
+    unit_x, unit_y = ((gamma * spatial_scale * (rois[:, i + 2] - rois[:, i])).view(-1, 1, 1) for i in (1, 2))
+    shift_x, shift_y = offset.unbind(dim=1) if offset.numel() else (rois.new_zeros(len(rois), *size),) * 2
+    ys = ys[:, :, None] + (unit_y * shift_y)[..., None]
+    xs = xs[:, None] + (unit_x * shift_x)[..., None]
+    counts = (count_y[..., None] & count_x[:, :, None])[:, None].to(rois.dtype)
+    counts = (counts / counts.sum(dim=(3, 4), keepdim=True).clamp(min=1))[..., None, None]
+    return ys, xs, counts, unit_x, unit_y
+
+
+def _corners(rois: Tensor, ys: Tensor, xs: Tensor, height: int, width: int):
+    """Of each sampling point the four pixels around it, as rows of the maps with channels last, and their weights.
+
+    Then what mmcv takes for the weights in the gradient of an offset, along x and along y: the same, but not clamped at
+    the border. All are (n, bins, bins, g, g', 2, 2) or of a shape that fits.
+    """
+    axes = []
+    for position, size in ((ys, height), (xs, width)):
+        pixels, weights = _neighbours(position, size)
+        inside = (position >= -1) & (position <= size)
+        free = ((pixels[1] - position) * inside, (position - pixels[0]) * inside)
+        axes.append([torch.stack(pair, dim=-1) for pair in (pixels, weights, free)])
+    rows, weight_y, free_y = (value[..., :, None, :, None] for value in axes[0])
+    columns, weight_x, free_x = (value[..., None, :, None, :] for value in axes[1])
+    image, sign = rois[:, 0].long().view(-1, 1, 1, 1, 1, 1, 1), ys.new_tensor([-1, 1])
+    return (image * height + rows) * width + columns, weight_y * weight_x, free_y * sign, free_x * sign[:, None]
+
+
+def _bags(input: Tensor, index: Tensor, weight: Tensor) -> Tensor:
+    """Weighted sums of pixels of input (N, C, H, W), differentiable: index, weight (n, y, x, ...) -> (n, C, y, x)."""
+    rows = input.permute(0, 2, 3, 1).reshape(-1, input.size(1))
+    sums = F.embedding_bag(index.flatten(3).flatten(0, 2), rows, mode='sum',
+                           per_sample_weights=weight.flatten(3).flatten(0, 2))
+    return sums.view(*index.shape[:3], -1).permute(0, 3, 1, 2)
+
+
+@_operator
+def deform_roi_pool_forward(input: Tensor, rois: Tensor, offset: Tensor, output: Tensor, pooled_height: int,
+                            pooled_width: int, spatial_scale: float, sampling_ratio: int, gamma: float) -> None:
+    """RoI align (average, aligned) of input (N, C, H, W) with bins moved by `offset`, into output (n, C, *bins)."""
+    full, rois, offset = _full(input, rois, offset)
+    if not output.numel():
+        return
+    ys, xs, counts, *_ = _shifted_grid(rois, offset, (pooled_height, pooled_width), spatial_scale, sampling_ratio,
+                                       gamma)
+    for part in _pieces(len(rois), 4 * ys[0].numel() * xs.size(3)):
+        index, weight, *_ = _corners(rois[part], ys[part], xs[part], *full.shape[2:])
+        output[part] = _bags(full, index, weight * counts[part]).to(output.dtype)
+
+
+@_operator
+def deform_roi_pool_backward(grad_output: Tensor, input: Tensor, rois: Tensor, offset: Tensor, grad_input: Tensor,
+                             grad_offset: Tensor, pooled_height: int, pooled_width: int, spatial_scale: float,
+                             sampling_ratio: int, gamma: float) -> None:
+    """Add the gradients of input and offset to theirs. At the border mmcv's for an offset is not the derivative."""
+    grad, full, rois, offset = _full(grad_output, input, rois, offset)
+    if not grad.numel():
+        return
+    ys, xs, counts, *units = _shifted_grid(rois, offset, (pooled_height, pooled_width), spatial_scale, sampling_ratio,
+                                           gamma)
+    for part in _pieces(len(rois), 4 * ys[0].numel() * xs.size(3)):
+        index, weight, *along = _corners(rois[part], ys[part], xs[part], *full.shape[2:])
+        leaves = [full.detach().requires_grad_(), (weight * counts[part]).requires_grad_()]
+        with torch.enable_grad():
+            output = _bags(leaves[0], index, leaves[1])
+        of_input, of_weight = torch.autograd.grad(output, leaves, grad[part])
+        grad_input += of_input
+        if offset.numel():
+            felt = of_weight * counts[part]
+            moved = [unit[part] * (share * felt).flatten(3).sum(dim=3) for unit, share in zip(units, along)]
+            grad_offset[part] += torch.stack(moved, dim=1).to(grad_offset.dtype)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Deformable convolution
 
@@ -326,6 +442,16 @@ class _Geometry(NamedTuple):
             if tensor is not None and tensor.shape != expected:
                 raise ValueError(f'deformable convolution of {tuple(input.shape)}: {name} must be {expected}, '
                                  f'not {tuple(tensor.shape)}')
+
+    def read(self, input: Tensor, tensor: Tensor) -> Tensor:
+        """An offset or mask that is larger than the output as mmcv's modulated kernels read it, who do not look at its
+        size: as if the first values of each picture were of the output's height and width. (DyHead passes a coarser
+        level with the offsets of a finer one.) Others as they are."""
+        out = self.output_size(input)
+        count = tensor.size(1) * out[0] * out[1]
+        if tensor.shape[2:] == out or tensor[:1].numel() < count:
+            return tensor
+        return tensor.flatten(1)[:, :count].unflatten(1, (tensor.size(1), *out))
 
 
 def _sample_points(offset: Tensor, input: Tensor, geometry: _Geometry):
@@ -513,6 +639,7 @@ def modulated_deform_conv_forward(input: Tensor, weight: Tensor, bias: Tensor, o
     geometry = _Geometry((kernel_h, kernel_w), (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), group,
                          deformable_group)
     input, offset, mask, weight, bias = _full(input, offset, mask, weight, bias)
+    offset, mask = (geometry.read(input, value) for value in (offset, mask))
     result = _deform(input, offset, mask, weight, geometry)
     output.copy_(result + bias[:, None, None] if with_bias else result)
 
@@ -528,13 +655,133 @@ def modulated_deform_conv_backward(input: Tensor, weight: Tensor, bias: Tensor, 
     geometry = _Geometry((kernel_h, kernel_w), (stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w), group,
                          deformable_group)
     grad, input, offset, mask, weight = _full(grad_output, input, offset, mask, weight)
+    offset, mask = (geometry.read(input, value) for value in (offset, mask))
     of_input, of_offset, of_mask, of_weight = _deform_gradients(grad, input, offset, mask, weight, geometry)
     grad_input += of_input
     grad_weight += of_weight
-    grad_offset.copy_(of_offset)
-    grad_mask.copy_(of_mask)
+    for whole, found in ((grad_offset, of_offset), (grad_mask, of_mask)):
+        if whole.shape != found.shape:  # `read` took the first values of each picture
+            found = F.pad(found.flatten(1), (0, whole[0].numel() - found[0].numel())).view_as(whole)
+        whole.copy_(found)
     if with_bias:
         grad_bias += grad.sum(dim=(0, 2, 3))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Deformable attention
+
+
+def _attend(value: Tensor, shapes: list, starts: list, locations: Tensor, weights: Tensor) -> Tensor:
+    """Deformable attention of some queries, differentiable: (N, Q, heads * C).
+
+    value (N, pixels of all levels, heads, C); of each level (h, w) and its first pixel; locations (N, Q, heads, levels,
+    points, 2) as (x, y) in units of the level's size, its corner at 0; weights without the last dimension.
+    """
+    images, _, heads, channels = value.shape
+    total = 0
+    for level, ((height, width), start) in enumerate(zip(shapes, starts)):
+        plane = value[:, start:start + height * width].permute(0, 2, 3, 1).reshape(-1, channels, height, width)
+        place, weight = (of[:, :, :, level].transpose(1, 2).flatten(0, 1) for of in (locations, weights))
+        pixel = place * place.new_tensor([width, height]) - 0.5
+        inside = ((pixel > -1) & (pixel < pixel.new_tensor([width, height]))).all(dim=-1, keepdim=True)
+        # `where` stops the gradient of samples on coordinate -1, as in mmcv; 2 times the map away there is no pixel.
+        sampled = F.grid_sample(plane, torch.where(inside, 2 * place - 1, -5), align_corners=False)
+        total = total + (sampled * weight[:, None]).sum(dim=3)
+    return total.view(images, heads * channels, -1).transpose(1, 2)
+
+
+def _some_queries(value: Tensor, locations: Tensor):
+    """Pieces of the queries of deformable attention, by the size of what one level's samples take."""
+    return _pieces(locations.size(1), len(value) * value.shape[2:].numel() * locations.size(4))
+
+
+@_operator
+def ms_deform_attn_forward(value: Tensor, value_spatial_shapes: Tensor, value_level_start_index: Tensor,
+                           sampling_locations: Tensor, attention_weights: Tensor, im2col_step: int) -> Tensor:
+    """`_attend` of all queries. mmcv asks for it on a GPU; on a CPU its own modules compute in PyTorch."""
+    full, places, weights = _full(value, sampling_locations, attention_weights)
+    levels = value_spatial_shapes.tolist(), value_level_start_index.tolist()
+    output = value.new_empty(len(value), places.size(1), value.shape[2:].numel())
+    for part in _some_queries(full, places):
+        output[:, part] = _attend(full, *levels, places[:, part], weights[:, part]).to(output.dtype)
+    return output
+
+
+@_operator
+def ms_deform_attn_backward(value: Tensor, value_spatial_shapes: Tensor, value_level_start_index: Tensor,
+                            sampling_locations: Tensor, attention_weights: Tensor, grad_output: Tensor,
+                            grad_value: Tensor, grad_sampling_loc: Tensor, grad_attn_weight: Tensor,
+                            im2col_step: int) -> None:
+    """Add the gradient of value to grad_value and write those of locations and weights into theirs."""
+    full, places, weights, grad = _full(value, sampling_locations, attention_weights, grad_output)
+    levels = value_spatial_shapes.tolist(), value_level_start_index.tolist()
+    for part in _some_queries(full, places):
+        leaves = [of.detach().requires_grad_() for of in (full, places[:, part], weights[:, part])]
+        with torch.enable_grad():
+            output = _attend(leaves[0], *levels, *leaves[1:])
+        of_value, of_places, of_weights = torch.autograd.grad(output, leaves, grad[:, part])
+        grad_value += of_value
+        grad_sampling_loc[:, part] = of_places.to(grad_sampling_loc.dtype)
+        grad_attn_weight[:, part] = of_weights.to(grad_attn_weight.dtype)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# CARAFE and masked convolution
+
+
+def _reassemble(features: Tensor, masks: Tensor, kernel_size: int, group_size: int, scale_factor: int) -> Tensor:
+    """CARAFE, differentiable: features (N, C, H, W), masks (N, groups * k * k, s * H, s * W) -> (N, C, s * H, s * W).
+
+    A pixel is the sum of the k * k pixels around its place in the small map, weighted by its mask; zeros lie outside.
+    """
+    images, channels, height, width = features.shape
+    around = F.unfold(features, kernel_size, padding=kernel_size // 2)
+    around = around.view(images, group_size, channels // group_size, -1, height, width)
+    masks = masks.view(images, group_size, -1, height, scale_factor, width, scale_factor)
+    return torch.einsum('ngckhw,ngkhswt->ngchswt', around, masks).reshape(
+        images, channels, height * scale_factor, width * scale_factor)
+
+
+@_operator
+def carafe_forward(features: Tensor, masks: Tensor, rfeatures: Tensor, routput: Tensor, rmasks: Tensor,
+                   output: Tensor, kernel_size: int, group_size: int, scale_factor: int) -> None:
+    """`_reassemble` into output. rfeatures keeps the features for the backward pass; routput and rmasks, mmcv's
+    working memory, are not used."""
+    full, full_masks = _full(features, masks)
+    for part in _pieces(len(full), full[:1].numel() * kernel_size ** 2):
+        output[part] = _reassemble(full[part], full_masks[part], kernel_size, group_size, scale_factor).to(output.dtype)
+    rfeatures.copy_(features)
+
+
+@_operator
+def carafe_backward(top_grad: Tensor, rfeatures: Tensor, masks: Tensor, rtop_grad: Tensor, rbottom_grad_hs: Tensor,
+                    rbottom_grad: Tensor, rmask_grad: Tensor, bottom_grad: Tensor, mask_grad: Tensor, kernel_size: int,
+                    group_size: int, scale_factor: int) -> None:
+    """Write the gradients of features and masks into bottom_grad and mask_grad; rfeatures are `carafe_forward`'s."""
+    grad, features, masks = _full(top_grad, rfeatures, masks)
+    for part in _pieces(len(features), features[:1].numel() * kernel_size ** 2):
+        leaves = [value[part].detach().requires_grad_() for value in (features, masks)]
+        with torch.enable_grad():
+            output = _reassemble(*leaves, kernel_size, group_size, scale_factor)
+        for whole, found in zip((bottom_grad, mask_grad), torch.autograd.grad(output, leaves, grad[part])):
+            whole[part] = found.to(whole.dtype)
+
+
+@_operator
+def masked_im2col_forward(im: Tensor, mask_h_idx: Tensor, mask_w_idx: Tensor, col: Tensor, kernel_h: int, kernel_w: int,
+                          pad_h: int, pad_w: int) -> None:
+    """What a kernel with stride 1 sees of im (1, C, H, W) at m places, into col (C * kernel_h * kernel_w, m)."""
+    padded = F.pad(im[0], (pad_w, kernel_w, pad_h, kernel_h))
+    rows = mask_h_idx + torch.arange(kernel_h, device=im.device)[:, None]
+    columns = mask_w_idx + torch.arange(kernel_w, device=im.device)[:, None]
+    col.copy_(padded[:, rows[:, None], columns].reshape(col.shape))
+
+
+@_operator
+def masked_col2im_forward(col: Tensor, mask_h_idx: Tensor, mask_w_idx: Tensor, im: Tensor, height: int, width: int,
+                          channels: int) -> None:
+    """Put col (C, m) at m places of im (1, C, H, W)."""
+    im[0, :, mask_h_idx, mask_w_idx] = col
 
 
 # ---------------------------------------------------------------------------------------------------------------------

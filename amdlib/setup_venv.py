@@ -16,6 +16,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 MARK, DONE = '.made-by-amd-kit', '.setup-done'      # the latter holds the digest of what was installed
 LEAST = (3, 11)
+SIZE = 'about 4 GB to download, 6.5 GB of disk'
+# wheels without GPU packages have an index of their own, which was not within reach where the lock was made
+NO_CPU = (f'error: CPU=1: no lock without GPU packages could be made and tried yet, so nothing was changed; without '
+          f'CPU=1, make setup works on a machine without a GPU too ({SIZE})')
 PIP = ['-m', 'pip', 'install', '--quiet', '--disable-pip-version-check', '--no-deps']
 
 
@@ -23,7 +27,10 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split(':')[0])
     parser.add_argument('folder', type=Path)
     parser.add_argument('--remove', action='store_true', help='remove it instead')
+    parser.add_argument('--cpu', action='store_true', help='without GPU packages: it says why that cannot be had')
     given = parser.parse_args()
+    if given.cpu:
+        sys.exit(NO_CPU)
     folder = Path(os.path.abspath(given.folder))
     try:
         remove(folder) if given.remove else setup(folder)
@@ -43,7 +50,7 @@ def setup(folder):
     conda = (folder / 'conda-meta').is_dir()
     if not conda:
         check_ours(folder)
-    print(f'setting up {folder}: about 4 GB to download, a few minutes', flush=True)
+    print(f'setting up {folder}: {SIZE}, a few minutes', flush=True)
     if conda:
         install(folder, wanted)
         return

@@ -15,7 +15,7 @@ from packaging.version import Version
 from setuptools import find_packages
 
 from amdlib.cli import parser
-from amdlib.cli.arguments import numbers, settings
+from amdlib.cli.arguments import choice, numbers, settings
 from amdlib.runs.targets import TARGETS
 
 ROOT = Path(__file__).parents[1]
@@ -190,6 +190,14 @@ def pretended(tmp_path):
     return call
 
 
+@pytest.mark.parametrize('target', ['data', 'status', 'reproduce-table1', 'report', 'verify'])
+def test_what_of_a_folder_is_taken(target):
+    given = parsed(target, 'PROFILE=small', 'DATA=d', 'SPLIT=0.8', 'SPLIT_SEED=3', 'NEGATIVES=keep', 'DROP_BROKEN=1',
+                   'LAYOUT=yolo')
+    assert choice(given) == {'split': 0.8, 'split_seed': 3, 'negatives': 'keep', 'drop_broken': True, 'layout': 'yolo'}
+    assert choice(parsed(target, 'DROP_BROKEN=0')) == {}
+
+
 def test_reproduce_all_makes_everything_and_then_the_report(pretended):
     assert pretended('reproduce-all', 'PROFILE=small', 'DATA=d', 'GROUP=retinanet') == (0, [
         ['-m', 'amdlib', 'reproduce', 'all', '--profile=small', '--data=d', '--group=retinanet'],
@@ -270,6 +278,20 @@ def test_an_old_python_is_told_what_is_needed(tmp_path):
     assert told.returncode != 0
     assert not (tmp_path / 'venv').exists()
     assert re.search('error: .* is Python 3.9; the kit needs 3.11 or newer: make setup PYTHON=', told.stderr)
+
+
+@pytest.mark.parametrize('target', ['setup', 'demo'])
+def test_without_gpu_packages_nothing_is_set_up(pretended, target):
+    """Though an environment is there; a login shell's own variable of that name asks for nothing."""
+    folder = pretended.folder
+    (folder / 'amdlib').mkdir()
+    shutil.copy(ROOT / 'amdlib' / 'setup_venv.py', folder / 'amdlib')
+    before = sorted(folder.rglob('*'))
+    told = make(target, 'CPU=1', '-C', str(folder))
+    assert told.returncode != 0
+    assert 'error: CPU=1: no lock without GPU packages' in told.stderr
+    assert sorted(folder.rglob('*')) == before
+    assert pretended('status', CPU='x86_64')[0] == 0
 
 
 def test_an_unknown_python_is_named(tmp_path):
@@ -428,7 +450,8 @@ def test_git_ignores_runs_data_and_environments(path):
                                   'results/mini/fig4.csv', 'results/mini/fig1.svg', 'results/mini/fig3.png',
                                   'data/paper_tables.csv', 'data/teachers/mini/retinanet-teacher-s0-0123abcd.pth',
                                   'data/teachers/mini/retinanet-teacher-s0-0123abcd.json', 'results/mini/bed.md',
-                                  'results/mini/calibration.csv', 'notebooks/table1.ipynb', 'tests/goldens/a.json'])
+                                  'results/mini/calibration.csv', 'notebooks/table1.ipynb', 'tests/goldens/a.json',
+                                  'results/mini/report.html', 'results/mini/notebooks/method.html'])
 def test_git_keeps_tables_figures_and_goldens(path):
     assert _git('check-ignore', '--no-index', '-q', path).returncode == 1
 

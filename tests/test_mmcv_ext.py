@@ -19,6 +19,8 @@ from amdlib import mmcv_ext
 
 import mmcv  # isort: skip
 from mmcv import ops  # isort: skip
+from mmcv.ops.multi_scale_deform_attn import (  # isort: skip
+    MultiScaleDeformableAttnFunction, multi_scale_deformable_attn_pytorch)
 
 sys.path.insert(0, str(Path(__file__).parent / 'goldens'))
 import make_mmcv_ext
@@ -59,7 +61,8 @@ def test_goldens_are_the_cases_of_their_script():
     listed = {name: (op, options) for name, op, _, options in make_mmcv_ext.cases()}
     assert listed.keys() == GOLDENS.keys()
     assert {op for op, *_ in GOLDENS.values()} == {
-        'nms', 'soft_nms', 'roi_align', 'deform_conv2d', 'modulated_deform_conv2d'}
+        'nms', 'soft_nms', 'nms_match', 'roi_align', 'deform_conv2d', 'modulated_deform_conv2d', 'deform_roi_pool',
+        'ms_deform_attn', 'carafe', 'masked_conv2d'}
 
 
 def test_arguments_are_those_of_mmcv():
@@ -148,6 +151,19 @@ def test_softnms_refuses_an_unknown_method():
         mmcv_ext.softnms(torch.rand(2, 4), torch.rand(2), torch.rand(2, 5), 0.3, 0.5, 0.1, 3, 0)
 
 
+def test_nms_match_against_a_loop():
+    boxes, scores = random_boxes(60, 3)
+    scores = scores + torch.arange(60) * 1e-4
+    left, expected = sorted(range(60), key=lambda i: -scores[i].item()), []
+    while left:
+        group = [i for i in left if i == left[0] or iou(boxes[left[0]].tolist(), boxes[i].tolist(), 0) >= 0.4]
+        expected.append(group)
+        left = [i for i in left if i not in group]
+    found = ops.nms_match(torch.cat([boxes, scores[:, None]], dim=1), 0.4)
+    assert [group.tolist() for group in found] == expected
+    assert max(map(len, expected)) > 2
+
+
 # --- RoI align and pool ----------------------------------------------------------------------------------------------
 
 
@@ -198,9 +214,49 @@ def test_roi_align_against_a_loop(mode, aligned, ratio):
         assert relative(ours, expected) < 1e-9
 
 
-def test_roi_align_refuses_inverted_rois():
-    with pytest.raises(ValueError, match='x2 >= x1'):
-        ops.roi_align(torch.rand(1, 1, 4, 4), torch.tensor([[0., 3, 0, 1, 2]]), 2, 1.0, 0, 'avg', True)
+def test_an_inverted_roi_is_mirrored_or_has_no_samples():
+    input, upright = randn(1, 2, 6, 8), torch.tensor([[0., 1, 1, 5, 4]], dtype=torch.float64)
+    mirrored = upright[:, [0, 3, 2, 1, 4]]      # x2 before x1
+    for mode, none in (('avg', 0), ('max', -10000)):
+        straight, turned = (ops.roi_align(input, rois, 2, 1.0, 2, mode, True) for rois in (upright, mirrored))
+        assert relative(turned.flip(3), straight) < 1e-12
+        both = torch.cat([mirrored, upright, mirrored[:, [0, 1, 4, 3, 2]]])
+        found = ops.roi_align(input, both, 2, 1.0, 0, mode, True)
+        assert (found[[0, 2]] == none).all()
+        assert relative(found[1:2], ops.roi_align(input, upright, 2, 1.0, 0, mode, True)) == 0
+
+
+def deform_roi_pool_loop(input, rois, offset, size, scale, ratio, gamma):
+    """Each bin is the aligned RoI align of a RoI that is moved by the bin's offset."""
+    output = input.new_zeros(len(rois), input.size(1), *size)
+    for n, i, j in itertools.product(range(len(rois)), *map(range, size)):
+        _, x1, y1, x2, y2 = rois[n].tolist()
+        x, y = (gamma * offset[n, :, i, j] * offset.new_tensor([x2 - x1, y2 - y1])).tolist()
+        moved = (rois[n] + rois.new_tensor([0, x, y, x, y]))[None]
+        output[n, :, i, j] = ops.roi_align(input, moved, size, scale, ratio, 'avg', True)[0, :, i, j]
+    return output
+
+
+@pytest.mark.parametrize('ratio', [0, 2])
+def test_deform_roi_pool_against_moved_rois(ratio, monkeypatch):
+    input, offset = randn(2, 3, 6, 8).requires_grad_(), randn(6, 2, 2, 3, seed=1)
+    found = ops.deform_roi_pool(input, ROIS, offset, (2, 3), 0.25, ratio, 0.3)
+    expected = deform_roi_pool_loop(input, ROIS, offset, (2, 3), 0.25, ratio, 0.3)
+    grad = randn(6, 3, 2, 3, seed=2)
+    assert relative(found.detach(), expected.detach()) < 1e-12
+    ours, theirs = (torch.autograd.grad(output, input, grad)[0] for output in (found, expected))
+    assert relative(ours, theirs) < 1e-12
+    monkeypatch.setattr(mmcv_ext, '_MAX_ELEMENTS', 1)
+    input = input.detach()
+    assert relative(ops.deform_roi_pool(input, ROIS, offset, (2, 3), 0.25, ratio, 0.3), found.detach()) < 1e-12
+    plain = ops.deform_roi_pool(input, ROIS, None, (2, 3), 0.25, ratio, 0.3)
+    assert relative(plain, ops.roi_align(input, ROIS, (2, 3), 0.25, ratio, 'avg', True)) < 1e-12
+
+
+def test_deform_roi_pools_gradients_within_the_map():
+    rois = torch.tensor([[0, 2.3, 1.7, 6.1, 5.2], [1, 3., 2, 6, 7]], dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda x, o: ops.deform_roi_pool(x, rois, o, (2, 3), 1.0, 2, 0.1),
+                                    (randn(2, 2, 9, 9).requires_grad_(), randn(2, 2, 2, 3, seed=1).requires_grad_()))
 
 
 def roi_pool_loop(input, rois, size, scale):
@@ -428,6 +484,121 @@ def test_deform_conv_names_a_wrong_offset(channels, size):
         ops.deform_conv2d(torch.rand(1, 2, 4, 4), torch.rand(1, channels, size, size), torch.rand(2, 2, 3, 3), 1, 1)
 
 
+def test_offsets_of_a_finer_level_are_read_as_they_lie_in_memory():
+    input, weight, geometry = randn(2, 2, 3, 4), randn(3, 2, 3, 3, seed=1), ((3, 3), (1, 1), (1, 1), (1, 1), 1, 1)
+    both = randn(2, 27, 6, 8, seed=2)
+    offset, mask = both[:, :18], both[:, 18:]       # as in DyHead: no tensor of its own
+    grad = randn(2, 3, 3, 4, seed=3)
+
+    def read(tensor, channels):     # picture by picture, the first channels * 3 * 4 values
+        return torch.stack([picture.reshape(-1)[:channels * 12].view(channels, 3, 4) for picture in tensor])
+
+    def as_loop(x, o, m, w):
+        return deform_loop(x, read(o, 18), read(m, 9), w, mmcv_ext._Geometry(*geometry))
+    found, expected = (differentiate(function, (input, offset, mask, weight), grad) for function in (
+        lambda *leaves: ops.modulated_deform_conv2d(*leaves, None, *geometry[1:]), as_loop))
+    assert max(map(relative, found, expected)) < 1e-10
+    assert (found[2].flatten(1)[:, 18 * 12:] == 0).all()
+    with pytest.raises(ValueError, match=r'offset must be \(2, 18, 3, 4\), not \(2, 18, 2, 2\)'):
+        ops.modulated_deform_conv2d(input, offset[:, :, :2, :2], mask, weight, None, *geometry[1:])
+
+
+def test_dyhead_trains():
+    from mmdet.models.necks import DyHead
+    torch.manual_seed(0)
+    levels = [torch.randn(2, 16, size, size, requires_grad=True) for size in (8, 4, 2)]
+    neck = DyHead(16, 16, num_blocks=1, zero_init_offset=False)
+    sum(level.square().sum() for level in neck(levels)).backward()
+    assert all(level.grad.abs().sum() > 0 for level in levels)
+
+
+# --- deformable attention --------------------------------------------------------------------------------------------
+
+
+SHAPES, STARTS = torch.tensor([[4, 3], [2, 1]]), torch.tensor([0, 12])
+
+
+def attention_inputs(queries=5):
+    places = torch.rand(2, queries, 2, 2, 3, 2, generator=torch.Generator().manual_seed(1)).double() * 2 - 0.5
+    return randn(2, 14, 2, 3), places, torch.sigmoid(randn(2, queries, 2, 2, 3, seed=2))
+
+
+def attend(value, places, weights):
+    return MultiScaleDeformableAttnFunction.apply(value, SHAPES, STARTS, places, weights, 64)
+
+
+def attend_loop(value, places, weights):
+    output = []
+    for n, q, head in itertools.product(range(len(value)), range(places.size(1)), range(value.size(2))):
+        total = value.new_zeros(value.size(3))
+        for level, point in itertools.product(range(len(SHAPES)), range(places.size(4))):
+            (height, width), start = SHAPES[level].tolist(), int(STARTS[level])
+            plane = value[n, start:start + height * width, head].view(height, width, -1)
+            x, y = (places[n, q, head, level, point, axis] * size - 0.5 for axis, size in ((0, width), (1, height)))
+            for row, column in itertools.product(range(height), range(width)):      # a tent around each pixel
+                share = (1 - (y - row).abs()).clamp(min=0) * (1 - (x - column).abs()).clamp(min=0)
+                total = total + weights[n, q, head, level, point] * share * plane[row, column]
+        output.append(total)
+    return torch.stack(output).view(len(value), places.size(1), -1)
+
+
+def test_deformable_attention_against_a_loop(monkeypatch):
+    leaves, grad = attention_inputs(), randn(2, 5, 6, seed=3)
+    found, expected = (differentiate(function, leaves, grad) for function in (attend, attend_loop))
+    assert max(map(relative, found, expected)) < 1e-10
+    assert torch.autograd.gradcheck(attend, [leaf.clone().requires_grad_() for leaf in leaves])
+    monkeypatch.setattr(mmcv_ext, '_MAX_ELEMENTS', 1)
+    assert max(map(relative, differentiate(attend, leaves, grad), expected)) < 1e-10
+
+
+@pytest.mark.parametrize('far', [100, math.inf, math.nan])
+def test_deformable_attention_sees_nothing_outside(far):
+    value, places, weights = attention_inputs()
+    assert all((found == 0).all() for found in differentiate(attend, (value, places + far, weights), randn(2, 5, 6)))
+
+
+def test_deformable_attention_is_mmcvs_own_on_a_cpu():
+    """mmcv asks for the operator on a GPU alone; elsewhere it has a function of its own, which must be the same."""
+    leaves, grad = attention_inputs(), randn(2, 5, 6, seed=3)
+    own = differentiate(lambda v, p, w: multi_scale_deformable_attn_pytorch(v, SHAPES, p, w), leaves, grad)
+    assert max(map(relative, differentiate(attend, leaves, grad), own)) < 1e-12
+
+
+# --- CARAFE and masked convolution -----------------------------------------------------------------------------------
+
+
+def carafe_loop(features, masks, kernel, groups, scale):
+    images, channels, height, width = features.shape
+    output = []
+    for n, c, y, x in itertools.product(range(images), range(channels), range(height * scale), range(width * scale)):
+        total = features.new_zeros(())
+        for i, j in itertools.product(range(kernel), range(kernel)):
+            row, column = y // scale + i - kernel // 2, x // scale + j - kernel // 2
+            if 0 <= row < height and 0 <= column < width:
+                mask = (c // (channels // groups) * kernel + i) * kernel + j
+                total = total + features[n, c, row, column] * masks[n, mask, y, x]
+        output.append(total)
+    return torch.stack(output).view(images, channels, height * scale, width * scale)
+
+
+def test_carafe_against_a_loop(monkeypatch):
+    leaves, grad = (randn(2, 4, 2, 3), randn(2, 18, 4, 6, seed=1)), randn(2, 4, 4, 6, seed=2)
+    expected = differentiate(lambda x, m: carafe_loop(x, m, 3, 2, 2), leaves, grad)
+    for limit in (mmcv_ext._MAX_ELEMENTS, 1):
+        monkeypatch.setattr(mmcv_ext, '_MAX_ELEMENTS', limit)
+        found = differentiate(lambda x, m: ops.carafe(x, m, 3, 2, 2), leaves, grad)
+        assert max(map(relative, found, expected)) < 1e-12
+
+
+@pytest.mark.parametrize('share', [0, 0.5, 1])
+def test_masked_convolution_is_a_convolution_where_the_mask_is(share):
+    layer = ops.MaskedConv2d(3, 2, (3, 1), padding=(1, 0)).double()
+    input = randn(1, 3, 5, 6)
+    mask = (torch.rand(1, 5, 6, generator=torch.Generator().manual_seed(0)) < share).double()
+    with torch.no_grad():
+        assert relative(layer(input, mask), layer(input) * mask) < 1e-12
+
+
 # --- focal loss ------------------------------------------------------------------------------------------------------
 
 
@@ -502,6 +673,13 @@ def test_empty_inputs():
             output.sum().backward()
             assert output.shape == (0, 3, 2, 2)
             assert torch.equal(input.grad, torch.zeros_like(input))
+    output = ops.deform_roi_pool(input, torch.empty(0, 5), torch.empty(0, 2, 2, 2), 2)
+    output.sum().backward()
+    assert output.shape == (0, 3, 2, 2)
+    leaves = attention_inputs(queries=0)
+    assert torch.equal(differentiate(attend, leaves, randn(2, 0, 6))[1], torch.zeros_like(leaves[0]))
+    assert ops.carafe(torch.rand(0, 4, 2, 3), torch.rand(0, 9, 4, 6), 3, 1, 2).shape == (0, 4, 4, 6)
+    assert ops.nms_match(torch.empty(0, 5), 0.5) == []
     logits = torch.rand(0, 3, requires_grad=True)
     ops.sigmoid_focal_loss(logits, torch.empty(0, dtype=torch.long), 2.0, 0.25, None, 'sum').backward()
     assert logits.grad.shape == (0, 3)
@@ -528,6 +706,10 @@ def test_half_precision_is_float32_rounded(dtype):
             (lambda x, o, w: ops.deform_conv2d(x, o, w, *geometry[1:]), (input, offset, weight), grad),
             (lambda x, o, m, w: ops.modulated_deform_conv2d(x, o, m, w, None, *geometry[1:]),
              (input, offset, mask, weight), grad),
+            (lambda x, o: ops.deform_roi_pool(x, rois.to(x.dtype), o, 2, 0.25), (randn(2, 3, 6, 8), randn(6, 2, 2, 2)),
+             randn(6, 3, 2, 2)),
+            (attend, attention_inputs(), randn(2, 5, 6)),
+            (lambda x, m: ops.carafe(x, m, 3, 2, 2), (randn(2, 4, 2, 3), randn(2, 18, 4, 6)), randn(2, 4, 4, 6)),
             (lambda x: ops.sigmoid_focal_loss(x, target, 2.0, 0.25, None, 'none'), (randn(3, 3),), randn(3, 3))):
         half = [value.to(dtype) for value in tensors]
         full = [value.float() for value in half]

@@ -164,3 +164,15 @@ def test_a_failure_is_told_in_a_line(folder, commands, monkeypatch):
     monkeypatch.setattr(setup_venv, 'LEAST', (9, 9))
     with pytest.raises(SystemExit, match='the kit needs 9.9 or newer'):
         setup_venv.main()
+
+
+def test_an_environment_without_gpu_packages_is_refused_and_nothing_touched(folder, commands, monkeypatch):
+    """No lock for it could be made and tried."""
+    made(folder)
+    before = files(folder)
+    monkeypatch.setattr(sys, 'argv', ['setup_venv.py', '--cpu', str(folder)])
+    with pytest.raises(SystemExit, match='^error: CPU=1: no lock without GPU packages .* nothing was changed') as ended:
+        setup_venv.main()
+    assert '\n' not in ended.value.code
+    assert files(folder) == before
+    assert commands == []

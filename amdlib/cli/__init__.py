@@ -16,7 +16,7 @@ from amdlib.words import show_log
 
 __all__ = ['COMMANDS', 'main', 'parser', 'told']
 
-for section in ('looking', 'running', 'bed', 'scale'):      # each adds its commands, in the order of the help
+for section in ('looking', 'running', 'studies', 'bed', 'scale'):   # each adds its commands, in the help's order
     importlib.import_module(f'amdlib.cli.{section}')
 
 

@@ -23,7 +23,17 @@ def arg(*flags: str, **options: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
 
 RESULTS = arg('--results', metavar='DIR', help='default: results/')
 WHERE = (arg('--profile', default='mini', help='mini (default), small or paper'),
-         arg('--data', metavar='DIR', help='data set folder, for the profiles small and paper (and dryrun)'), RESULTS)
+         arg('--data', metavar='DIR', help='data set folder, for the profiles small and paper (and dryrun)'),
+         arg('--split', type=float, metavar='SHARE',
+             help="of a folder that is not split: the share that is trained on, such as 0.8; identical pictures stay "
+                  'together'),
+         arg('--split-seed', type=int, metavar='N', help='of that split; default 0'),
+         arg('--negatives', choices=('keep', 'drop'),
+             help='images without a box: trained on too, or left out of every split; default: as mmdet does, left out '
+                  'of training alone'),
+         arg('--drop-broken', action='store_true', help='leave out images that cannot be read, and name them'),
+         arg('--layout', metavar='NAME', help='that is meant, where a folder fits several: coco, voc, yolo, cvat, csv'),
+         RESULTS)
 SETTINGS = (
     arg('--set', action='append', default=[], metavar='KEY=VALUE',
         help='such as epochs=20 or amp=bf16 (python -m amdlib list names them all), or, for one row, an option of the '
@@ -71,6 +81,7 @@ OF_CALIBRATION = (
 OF_TEACHERS = arg('--seed', '--seeds', nargs='+', default=['0'], metavar='N', dest='seeds', help='of them; default 0')
 OF_EXPORT = (
     arg('run', help="name of the run's folder, such as retinanet-amd-s0, or the folder"), *WHERE,
+    arg('--row', metavar='ROW', help='of a study (RUN is its .toml file): amd, baseline, ...; default: amd'),
     arg('--output', type=Path, metavar='DIR', help="default: export/ in the run's folder"),
     arg('--onnx', action='store_true', help='also as ONNX, compared with torch (RetinaNet)'),
     arg('--stale-ok', action='store_true', help='although the run would be made again now'),
@@ -127,6 +138,12 @@ def sources(given: Words) -> Sources:
     return Sources.of(given.weights, ' '.join(given.mirrors), given.cache)
 
 
+def choice(given: Words) -> dict[str, Any]:
+    """What is given of `Choice`."""
+    from amdlib.datasets import CHOICES
+    return {name: value for name in CHOICES if (value := getattr(given, name, None)) not in (None, False)}
+
+
 def means(given: Words) -> dict[str, Any]:
     """What is given of `Means`."""
     found = {name: getattr(given, name, None) for name in ('device', 'jobs', 'workers', 'tensorboard')}
@@ -141,7 +158,7 @@ def store(given: Words, stream: TextIO | None = None) -> Store:
     """The store that is meant, its device chosen; what is said of its data goes to standard error or `stream`."""
     from amdlib.runs.store import open_store
     show_log(stream or sys.stderr)
-    found = open_store(given.profile, given.data, given.results, **means(given))
+    found = open_store(given.profile, given.data, given.results, **choice(given), **means(given))
     show_log()
     return _seen(found)
 
@@ -153,7 +170,7 @@ def store_for_plans(given: Words) -> Store:
     from amdlib.runs.recipe import Means
     from amdlib.runs.store import Store
     profile = find_profile(given.profile)
-    if not profile.published or given.data:
+    if not profile.published or given.data or choice(given):
         return store(given)
     results = Path(given.results).absolute() if given.results else ROOT / 'results'
     return _seen(Store(profile, None, results, Means.from_dict(means(given))))

@@ -5,8 +5,10 @@ import sys
 from pathlib import Path
 
 from amdlib.cli import arguments as read
+from amdlib.cli import studies
 from amdlib.cli.arguments import GROUP, JOBS, METHODS, SEED, SEEDS, SETTINGS, WHERE, Words, arg
 from amdlib.cli.parsing import command
+from amdlib.errors import SettingError
 from amdlib.terminal import SCREEN
 
 
@@ -57,7 +59,9 @@ def show(given: Words) -> None:
 @command(arg('name', nargs='?', default='table1', help='table1 (default) to table6'), *WHERE, GROUP, SEEDS, *SETTINGS,
          METHODS, read.ARM, read.CONTROLS, read.CALIBRATED)
 def table(given: Words) -> None:
-    """Print a table from the records that are there."""
+    """Print a table, or that of a study (a .toml file), from the records that are there."""
+    if given.name.endswith('.toml'):
+        return studies.table(given.name)
     from amdlib.paper.tables import find_table
     from amdlib.runs.calibrate import with_factors
     from amdlib.runs.run import table_runs
@@ -121,13 +125,25 @@ def doctor(_given: Words) -> int:
     return doctor.examine()
 
 
-@command(*WHERE)
+@command(arg('folder', nargs='?', metavar='FOLDER',
+             help='of labelled pictures, in any layout that is known (docs/data.md); default: that of --data'), *WHERE,
+         arg('--grid', type=Path, metavar='FILE', help='the picture of pictures; default: data.png beside the runs'),
+         arg('--to', type=Path, metavar='DIR', help='write the data set there too, in COCO layout with its pictures'))
 def data(given: Words) -> None:
-    """Prepare and check a data set."""
-    dataset = read.store(given, sys.stdout).dataset
-    SCREEN.say(f'{dataset.name}: {len(dataset.classes)} classes, fingerprint {dataset.fingerprint}')
-    for note in dataset.notes:
-        SCREEN.say(f'  note: {note}')
+    """Prepare and check a data set: say what a folder holds, and draw some of its pictures with their boxes."""
+    from amdlib.datasets.writing import write_folder
+    from amdlib.show import charts, dataset_grid
+    if given.folder:
+        if given.data:
+            raise SettingError(f'{given.folder} and --data {given.data}: expected one of them')
+        given.data, given.profile = given.folder, 'small' if given.profile == 'mini' else given.profile
+    store = read.store(given, sys.stdout)     # which tells what is in it
+    if given.to:
+        SCREEN.say(f'{write_folder(store.dataset, given.to)}: written in COCO layout')
+    if given.grid or given.data:
+        file = (given.grid or store.folder / 'data.png').with_suffix('.png')
+        charts.save(dataset_grid.grid(store.dataset), file.with_suffix(''), ('png',))
+        SCREEN.say(f'{file}: pictures with their boxes; see whether they fit')
 
 
 @command(arg('rows', nargs='*', help='default: all rows'), *read.PUBLISHED)

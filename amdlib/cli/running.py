@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from amdlib.cli import arguments as read
+from amdlib.cli import studies
 from amdlib.cli.arguments import FORCE, JOBS, MEANS, OF_TARGETS, SEED, SEEDS, SETTINGS, WHERE, Words, arg
 from amdlib.cli.parsing import command
 from amdlib.errors import SettingError
@@ -17,10 +18,13 @@ if TYPE_CHECKING:
     from amdlib.runs.targets import Given, Target
 
 
-@command(arg('row', help='such as retinanet-amd, or retinanet-path/to/file.py:CLASS for a loss of your own'), *WHERE,
+@command(arg('row', help='such as retinanet-amd, or retinanet-path/to/file.py:CLASS for a loss of your own; or '
+                         'STUDY.toml'), *WHERE,
          SEED, *SETTINGS, *MEANS, FORCE, *read.OF_RUN)
 def run(given: Words) -> None:
-    """Train and evaluate one row (and its teacher, where that is missing)."""
+    """Train and evaluate one row (and its teacher, where that is missing), or a whole study, a .toml file."""
+    if given.row.endswith('.toml'):
+        return studies.run(given.row, given)
     from amdlib.runs.run import Run
     from amdlib.runs.train import train
     settings = read.settings(given)
@@ -44,7 +48,9 @@ def reproduce(given: Words) -> None:
 
 @command(arg('targets', nargs='*', help='as for reproduce; default: all'), *OF_TARGETS)
 def status(given: Words) -> None:
-    """Say which runs are done, running, failed, stale or missing, and why."""
+    """Say which runs are done, running, failed, stale or missing, and why; of targets, or of a study, a .toml file."""
+    if [name.endswith('.toml') for name in given.targets] == [True]:
+        return studies.status(given.targets[0])
     from amdlib.runs import targets
     given.targets = given.targets or ['all']
     wanted, asked = _asked(given)
@@ -84,7 +90,7 @@ def sweep(given: Words) -> None:
          arg('--set', action='append', default=[], metavar='KEY=VALUE',
              help='a parameter of the notebook; an unknown one is an error'),
          arg('--output', metavar='NAME', help='of the executed copy, below results/; default: the same'),
-         arg('--page', action='store_true', help='make the report too, where it is a page to read without JupyterLab'))
+         arg('--page', action='store_true', help='make a page of it too, to be read without JupyterLab'))
 def notebook(given: Words) -> None:
     """Execute a notebook by papermill; its output appears here."""
     from amdlib.runs import notebooks
@@ -100,8 +106,8 @@ def notebook(given: Words) -> None:
         raise SettingError(f'--output {given.output}: expected a name below {store.results}')
     notebooks.execute(notebooks.NOTEBOOKS / f'{given.name}.ipynb', output, {**store.parameters(), **parameters})
     if given.page:
-        from amdlib.show import report
-        output = report.build(store).parent / 'notebooks' / output.relative_to(store.folder).with_suffix('.html')
+        from amdlib.show.report import site
+        output = site.page_of_notebook(store, output)
     SCREEN.say(f'\nopen {near(output)}')
 
 
@@ -124,7 +130,7 @@ def report(given: Words) -> None:
 def why(given: Words) -> None:
     """Print what stands behind a table or figure: files, records, commits, machines and the command that makes it."""
     from amdlib.show.report import provenance
-    print(provenance.why(given.name, read.store(given, sys.stderr)))
+    SCREEN.say(provenance.why(given.name, read.store(given, sys.stderr)))
 
 
 @command(arg('words', nargs='*', metavar='ARGS', help="after `--`: jupyter lab's own, such as -- --port 8889"))

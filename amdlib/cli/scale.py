@@ -4,6 +4,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from amdlib.cli import arguments as read
+from amdlib.cli import studies
 from amdlib.cli.arguments import DEVICE, JOBS, SETTINGS, WHERE, Words, arg
 from amdlib.cli.parsing import command
 from amdlib.terminal import SCREEN
@@ -11,7 +12,9 @@ from amdlib.terminal import SCREEN
 
 @command(*read.OF_EXPORT)
 def export(given: Words) -> None:
-    """Write the detector of a finished run as files for stock mmdet."""
+    """Write the detector of a finished run, or of a row of a study (a .toml file), as files for stock mmdet."""
+    if given.run.endswith('.toml'):
+        return studies.export(given.run, given.row or 'amd', given.output)
     from amdlib.runs.recipe import parse
     from amdlib.scale import export
     given.profile = export.profile_of(given.run) or given.profile
@@ -56,6 +59,15 @@ def cost(given: Words) -> None:
     path = (cost.write_switches(rows, store, settings) if given.switches else
             cost.write(cost.table(rows, store, settings), store))
     SCREEN.say(path.read_text())
+
+
+@command(arg('names', nargs='*', help='of families, such as detr, to be tried again; default: all not tried yet'),
+         arg('--again', action='store_true', help='try all of them again'),
+         arg('--limit-s', type=float, default=600, help='after which a family is given up; default 600'))
+def families(given: Words) -> None:
+    """Take one distillation step with a detector of each of mmdet's families, and write docs/families.md."""
+    from amdlib.scale import families
+    SCREEN.say(str(families.write_page(families.try_families(given.names, again=given.again, limit_s=given.limit_s))))
 
 
 @command(arg('commit', nargs='?', help='that made the records; default: the last one'))

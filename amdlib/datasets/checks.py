@@ -38,16 +38,17 @@ def check(ann: str | Path, images: str | Path, split: str) -> list[str]:
     return found.problems + [f'{ann}: degenerate {box}' for box in found.degenerate]
 
 
-def examine(*splits: Path) -> dict:
+def examine(*splits: Path, negatives: bool = False) -> dict:
     """Check every split, and each against the others: classes, notes, fingerprint and counts. Errors: DataError.
 
     Args:
         splits: COCO file and image folder of train, of test, and of val where there is one.
+        negatives: images without a box are trained on.
     """
     problems, found = [], {}
     for split, ann, images in zip(('train', 'test', 'val'), splits[0::2], splits[1::2], strict=False):
         try:
-            found[split] = _inspect(ann, images, split)
+            found[split] = _inspect(ann, images, split, negatives)
         except DataError as error:
             problems += error.problems
     if problems:
@@ -73,7 +74,8 @@ def examine(*splits: Path) -> dict:
     unseen = [name for name in classes if not train.counts['classes'].get(name)]
     if unseen:
         notes.append(f'no training box of {plural(len(unseen), "class", "classes")}: {some(unseen)}')
-    return {'classes': classes, 'notes': notes, 'fingerprint': fingerprint([one.content for one in found.values()]),
+    content = [*(one.content for one in found.values()), *(['negatives'] if negatives else [])]
+    return {'classes': classes, 'notes': notes, 'fingerprint': fingerprint(content),
             'counts': {name: one.counts for name, one in found.items()}}
 
 
@@ -95,6 +97,7 @@ def _shared(first: _Findings, second: _Findings) -> list[tuple[str, str]]:
 @dataclass
 class _Findings:
     name: str
+    negatives: bool = False                                # whether images without a box are trained on
     problems: list[str] = field(default_factory=list)
     degenerate: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -104,10 +107,10 @@ class _Findings:
     counts: dict = field(default_factory=dict)
 
 
-def _inspect(ann: Path, images: Path, split: str) -> _Findings:
+def _inspect(ann: Path, images: Path, split: str, negatives: bool = False) -> _Findings:
     """Check one COCO file and its images. Errors: DataError where the file cannot be read at all."""
     coco = read_coco(ann)
-    found = _Findings(split)
+    found = _Findings(split, negatives)
     _inspect_categories(ann, coco, found)
     sizes_px = _inspect_images(ann, images, coco, found)
     _inspect_annotations(ann, coco, sizes_px, found)
@@ -217,12 +220,15 @@ def _inspect_annotations(ann: Path, coco: dict, sizes_px: dict[int, tuple[int, i
                               f'{len(found.degenerate)} degenerate')
     empty = image_ids - {record.get('image_id') for record in coco['annotations']
                          if isinstance(record.get('image_id'), int)}
-    narrow = {i for i, size_px in sizes_px.items() if min(size_px) < TRAINED_FROM_PX} - empty
+    narrow = {i for i, size_px in sizes_px.items() if min(size_px) < TRAINED_FROM_PX} - (
+        set() if found.negatives else empty)
     if found.name == 'train':
-        found.notes += [f'train: {plural(len(left_out), "image", "images")} {why}: mmdet trains without '
-                        f'{"it" if len(left_out) == 1 else "them"}'
-                        for left_out, why in ((empty, 'without a box'), (narrow, f'narrower than {TRAINED_FROM_PX} px'))
-                        if left_out]
+        found.notes += [f'train: {plural(len(some_of), "image", "images")} {why}'
+                        + (', trained on as asked' if trained else
+                           f': mmdet trains without {"it" if len(some_of) == 1 else "them"}')
+                        for some_of, why, trained in (
+                            (empty - narrow, 'without a box', found.negatives),
+                            (narrow, f'narrower than {TRAINED_FROM_PX} px', False)) if some_of]
     if any(record['id'] == 0 for record in coco['annotations']):
         found.notes.append(f'{found.name}: annotation id 0 is never matched by pycocotools; number them from 1')
     found.counts = {**counts, 'classes': dict(classes)}

@@ -31,6 +31,7 @@ class Dataset:
     notes: tuple[str, ...]    # what a reader of the results must know
     val_ann: Path | None = None         # the split on which factors are chosen, where there is one
     val_images: Path | None = None
+    negatives: bool = False             # whether images without a box are trained on
 
     def to_dict(self) -> dict:
         """As JSON can hold it, for a job file."""
@@ -49,16 +50,17 @@ def coco_images(ann_file: str | Path) -> list[dict]:
     return json.loads(Path(ann_file).read_text())['images']
 
 
-def trained_images(ann_file: str | Path) -> list[dict]:
-    """Those of a COCO file on which mmdet trains: it leaves out images without an annotation and narrow ones."""
+def trained_images(ann_file: str | Path, negatives: bool = False) -> list[dict]:
+    """Those of a COCO file on which mmdet trains: it leaves out narrow ones, and without `negatives` those that have no
+    annotation."""
     coco = json.loads(Path(ann_file).read_text())
     annotated = {box['image_id'] for box in coco['annotations']}
     return [image for image in coco['images']
-            if image['id'] in annotated and min(image['width'], image['height']) >= TRAINED_FROM_PX]
+            if (negatives or image['id'] in annotated) and min(image['width'], image['height']) >= TRAINED_FROM_PX]
 
 
-def read_coco(ann: Path) -> dict:
-    """A COCO file with its three lists, none of them empty and every entry with an id. Errors: DataError."""
+def read_lists(ann: Path) -> dict:
+    """A COCO file with its three lists, none of them empty, whatever is in them. Errors: DataError."""
     try:
         if ann.exists() and not ann.is_file():
             raise DataError(f'{ann}: no regular file')
@@ -75,11 +77,18 @@ def read_coco(ann: Path) -> dict:
             problems.append(f'{ann}: no list {part!r}; it has {sorted(coco)}')
         elif not coco[part]:
             problems.append(f'{ann}: {part!r} is empty')
-        else:
-            problems += [f'{ann}: {part} entry {i}: expected an object with an integer id, got {str(record)[:80]}'
-                         for i, record in enumerate(coco[part])
-                         if not isinstance(record, dict) or type(record.get('id')) is not int
-                         or abs(record['id']) >= 2 ** 53]       # torch and numpy hold no larger ones
+    if problems:
+        raise DataError(problems)
+    return coco
+
+
+def read_coco(ann: Path) -> dict:
+    """A COCO file whose lists are not empty and whose every entry has an id. Errors: DataError."""
+    coco = read_lists(ann)
+    problems = [f'{ann}: {part} entry {i}: expected an object with an integer id, got {str(record)[:80]}'
+                for part in ('images', 'annotations', 'categories') for i, record in enumerate(coco[part])
+                if not isinstance(record, dict) or type(record.get('id')) is not int
+                or abs(record['id']) >= 2 ** 53]        # torch and numpy hold no larger ones
     if problems:
         raise DataError(problems)
     return coco

@@ -6,25 +6,29 @@ recipe nor any file has changed. Both tell what is in the data set.
 from __future__ import annotations
 
 import contextlib
+import re
 import shutil
 import textwrap
 from pathlib import Path
+from typing import Any
 
 from amdlib import files
 from amdlib.datasets import checks, formats, store
+from amdlib.datasets.choice import WHOLE, Choice, Chosen
 from amdlib.datasets.dataset import Dataset
 from amdlib.datasets.formats import Source
 from amdlib.datasets.formats.coco import FirstOfCoco, coco_2017
 from amdlib.datasets.formats.shapes import Shapes
 from amdlib.datasets.scene import ShapesSpec
 from amdlib.errors import DataError
-from amdlib.words import log
+from amdlib.words import log, some
 
-_EXPECTED = {'folder': 'a data set in COCO or Pascal VOC layout', 'coco': 'COCO 2017', 'first_of_coco': 'COCO 2017'}
+_EXPECTED = {'folder': 'a data set in COCO, Pascal VOC, YOLO or another layout (docs/data.md)',
+             'coco': 'COCO 2017', 'first_of_coco': 'COCO 2017'}
 
 
 def prepare(kind: str, data: str | Path | None = None, cache: str | Path = files.ROOT / 'data',
-            shapes: ShapesSpec | None = None, first_images: tuple[int, int] | None = None) -> Dataset:
+            shapes: ShapesSpec | None = None, first_images: tuple[int, int] | None = None, **choice: Any) -> Dataset:
     """Make or find a data set, check it, and log what is in it.
 
     Args:
@@ -33,9 +37,11 @@ def prepare(kind: str, data: str | Path | None = None, cache: str | Path = files
         cache: what is written goes to `cache`/<name>, or to `cache`/<name>-prepared where that holds something else.
         shapes: other shapes than the default ones, e.g. fewer for a test.
         first_images: how many of train and test 'first_of_coco' takes.
-    Errors: DataError with file, id and value of each problem.
+        choice: of `Choice`, such as split=0.8.
+    Errors: DataError with file, id and value of each problem; SettingError for a choice that is none.
     """
-    source, cache = _source(kind, data, shapes, first_images), Path(cache).resolve()
+    chosen = Choice(**choice)
+    source, cache = _source(kind, data, shapes, first_images, chosen), Path(cache).resolve()
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(files.locked(cache / f'.{source.name}.lock',
@@ -48,14 +54,19 @@ def prepare(kind: str, data: str | Path | None = None, cache: str | Path = files
         if manifest.get('state') != store.state(source, home):
             manifest = _remake(source, home, manifest)
     train_ann, train_images, test_ann, test_images, *val = source.splits(home)
+    val = val or [None, None]
     dataset = Dataset(source.name, train_ann, train_images, test_ann, test_images, tuple(manifest['classes']),
-                      manifest['fingerprint'], tuple(manifest['notes']), *val)
+                      manifest['fingerprint'], tuple(manifest['notes']), *val, negatives=_negatives(source))
+    if source.found:
+        log.info(f'{data}: {source.found}')
     _log_summary(dataset, manifest['counts'])
     return dataset
 
 
-def _source(kind: str, data: str | Path | None, shapes: ShapesSpec | None,
-            first_images: tuple[int, int] | None) -> Source:
+def _source(kind: str, data: str | Path | None, shapes: ShapesSpec | None, first_images: tuple[int, int] | None,
+            choice: Choice) -> Source:
+    if choice.given() and kind in ('shapes', 'first_of_coco'):
+        raise DataError(f'{some(choice.given())}: for a folder of yours; this profile makes or picks its own images')
     if kind == 'shapes':
         if data is not None:
             raise DataError(f'mini makes its own data; DATA={data} belongs to a profile that reads a folder, '
@@ -66,12 +77,15 @@ def _source(kind: str, data: str | Path | None, shapes: ShapesSpec | None,
     if data is None:
         raise DataError(f'no data folder is given: DATA=<folder> with {_EXPECTED[kind]}')
     if not Path(data).is_dir():
-        raise DataError(f'{data}: no such folder')
+        why = 'a file; give the folder that it lies in' if Path(data).is_file() else 'no such folder'
+        raise DataError(f'{data}: {why}')
     root = Path(data).resolve()
-    if kind == 'folder':
-        return formats.recognise(root)
-    if kind == 'coco':
-        return coco_2017(root)
+    if kind in ('folder', 'coco'):
+        source = formats.recognise(root, choice.layout) if kind == 'folder' else coco_2017(root)
+        if len(source.splits(root)) == 2 and not choice.split:
+            raise DataError(f'{root}: one split only ({source.found}); --split 0.8 (SPLIT=0.8) trains on 80 % of its '
+                            'images and reports on the rest')
+        return Chosen(source, choice) if choice.suffix() else source
     if first_images is None:
         raise DataError('first_of_coco: first_images is None, expected how many images of train and of test')
     return FirstOfCoco(coco_2017(root), first_images)
@@ -93,16 +107,26 @@ def _remake(source: Source, home: Path, manifest: dict) -> dict:
         log.info(f'{source.name}: first call, or something has changed: '
                  f'{"making" if source.self_made else "checking"} it')
     with store.replacing(home) as folder:
-        manifest = _examined(source, folder, source.make(folder))
+        try:
+            manifest = _examined(source, folder, source.make(folder))
+        except DataError as error:      # it names the user's files: those that are written here will be gone
+            ours = re.compile(rf'{re.escape(str(folder))}/(?:{WHOLE}/)?(\w+\.json)')
+            raise DataError([ours.sub(lambda found: str(source.origins.get(found[1], found[0])), problem)
+                             for problem in error.problems]) from None
         store.write_manifest(source, folder, manifest)
     return manifest
 
 
 def _examined(source: Source, folder: Path, notes: list[str]) -> dict:
     """What the checks of both splits give for a manifest, the source's own notes first."""
-    found = checks.examine(*source.splits(folder))
+    found = checks.examine(*source.splits(folder), negatives=_negatives(source))
     # dict.fromkeys: a set that is looked at again brings the notes of the first time along.
     return {**found, 'notes': list(dict.fromkeys([*notes, *found['notes']]))}
+
+
+def _negatives(source: Source) -> bool:
+    """Whether images without a box are trained on."""
+    return isinstance(source, Chosen) and source.choice.negatives == 'keep'
 
 
 def _log_summary(dataset: Dataset, counts: dict) -> None:

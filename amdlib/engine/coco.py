@@ -54,11 +54,15 @@ def coco_numbers(ann_file: str | Path, detections: list[dict]) -> dict[str, floa
 
 @METRIC_CLASSES.register_module()
 class CocoNumbers(CocoMetric):
-    """COCO's 12 numbers at full precision, from detections that are written first (to 0.01 px and 1e-6 in score)."""
+    """COCO's 12 numbers at full precision, from detections that are written first (to 0.01 px and 1e-6 in score).
 
-    def __init__(self, ann_file: str, detections: str | None = None, **kwargs) -> None:
+    Args:
+        known: False for a detector whose classes are not the data's: nothing is counted, no number is there.
+    """
+
+    def __init__(self, ann_file: str, detections: str | None = None, known: bool = True, **kwargs) -> None:
         super().__init__(ann_file=ann_file, metric='bbox', **kwargs)
-        self.ann_file, self.detections = ann_file, detections
+        self.ann_file, self.detections, self.known = ann_file, detections, known
         if detections:  # where several processes put their parts; mmengine's own choice is the current folder
             self.collect_dir = str(Path(detections).with_name('mmengine') / 'parts')
 
@@ -67,7 +71,8 @@ class CocoNumbers(CocoMetric):
         found = [{'image_id': int(image['img_id']), 'category_id': int(category_ids[label]),
                   'bbox': [round(float(v), 2) for v in self.xyxy2xywh(box)], 'score': round(float(score), 6)}
                  for _, image in results
-                 for box, label, score in zip(image['bboxes'], image['labels'], image['scores'], strict=True)]
+                 for box, label, score in zip(image['bboxes'], image['labels'], image['scores'], strict=True)
+                 if self.known]
         if self.detections:
             write_json(self.detections, found)
-        return coco_numbers(self.ann_file, found)
+        return coco_numbers(self.ann_file, found) if self.known else dict.fromkeys(METRICS)

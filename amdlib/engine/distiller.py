@@ -1,8 +1,9 @@
 """Distiller: a student, a frozen teacher and one loss a pyramid level, as an mmengine model.
 
 The outputs of named modules (`neck.fpn_convs.{i}.conv`) of both detectors are compared, level by level, by a method's
-loss. The teacher is a plain attribute, not a submodule: so it is in neither the optimizer nor the checkpoint nor a
-distributed wrapper, and `train()` never reaches it.
+loss; or, with 'auto', the maps that each detector's head receives, paired by their size. The teacher is a plain
+attribute, not a submodule: so it is in neither the optimizer nor the checkpoint nor a distributed wrapper, and
+`train()` never reaches it.
 """
 from __future__ import annotations
 
@@ -17,16 +18,15 @@ from mmengine.model import BaseModel
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 
-from amdlib.engine import start
+from amdlib.engine import pixels, start
 from amdlib.engine.kept import KeptFeatures
-from amdlib.engine.taps import tap
+from amdlib.engine.taps import AUTO, PROBE_PX, look, never_seen, pairs_by_size, tap, told_sizes
 from amdlib.errors import RunError
 from amdlib.methods import find_method, is_outside
 from amdlib.weights.reading import load_strictly, read_weights
+from amdlib.words import log
 
 HALF = {'bf16': torch.bfloat16, 'fp16': torch.float16}
-
-PROBE_PX = 128  # side of the blank image with which levels are measured when a Distiller is built
 
 
 @MODELS.register_module()
@@ -40,8 +40,9 @@ class Distiller(BaseModel):
         student, teacher: configs of mmdet detectors, or built ones.
         method: name of a method, or 'path/to/file.py:ClassName' (see `methods.find_method`).
         options: keyword arguments of the method's class, all but the channels, which are measured.
-        levels: numbers put into the two patterns.
-        student_module, teacher_module: name of the module whose output is compared, `{i}` for the level.
+        levels: numbers put into the two patterns; of 'auto' the places among the pairs, None: all of them.
+        student_module, teacher_module: name of the module whose output is compared, `{i}` for the level; or 'auto', the
+            maps that the head receives, whatever makes them: those of both sides that agree in size are compared.
         teacher_weights: file with the teacher's weights, loaded strictly; None keeps the weights as built.
         inherit: top-level parts ('neck', 'bbox_head') whose tensors the student takes from the teacher, where name
             and shape match, before training.
@@ -55,12 +56,14 @@ class Distiller(BaseModel):
         kept: folder with the teacher's features of every picture (see `engine.kept`), instead of passing them again.
         shuffled: a control: every picture gets the features of another one. Training then needs `kept`.
 
+    A teacher that wants other pixels (mean, std, order of channels) gets them, padding included, by an exact map.
+
     Errors: ValueError when a level is missing or its feature maps do not fit, naming level and shapes, or the method
     is not known; RunError in training when a term of the loss is inf or nan, naming it.
     """
 
     def __init__(self, student: dict | nn.Module, teacher: dict | nn.Module, method: str, options: dict | None = None,
-                 levels: Sequence[int] = (0, 1, 2, 3, 4), student_module: str = 'neck.fpn_convs.{i}.conv',
+                 levels: Sequence[int] | None = (0, 1, 2, 3, 4), student_module: str = 'neck.fpn_convs.{i}.conv',
                  teacher_module: str = 'neck.fpn_convs.{i}.conv', teacher_weights: str | Path | None = None,
                  inherit: Sequence[str] = (), seed: int = 0, compile_teacher: bool = False,
                  half_teacher: str = 'off', scales: Sequence[float] | None = None,
@@ -75,15 +78,14 @@ class Distiller(BaseModel):
             with start.drawn_from('teacher', seed):
                 teacher = MODELS.build(teacher)
         super().__init__(data_preprocessor=student.data_preprocessor)
-        _check_same_pixels(student.data_preprocessor, teacher.data_preprocessor)
+        self.pixels_of_teacher = pixels.between(student.data_preprocessor, teacher.data_preprocessor)
         if teacher_weights is not None:
             load_strictly(teacher, read_weights(teacher_weights), str(teacher_weights))
         self.student = student
         object.__setattr__(self, 'teacher', teacher.eval().requires_grad_(False))  # not a submodule, see above
         self.half_teacher = HALF.get(half_teacher)
-        self.method, self.levels, self.alone = method, tuple(levels), alone
-        self.student_taps = [student_module.format(i=i) for i in self.levels]
-        self.teacher_taps = [teacher_module.format(i=i) for i in self.levels]
+        self.method, self.alone = method, alone
+        self.levels, self.student_taps, self.teacher_taps = self._levels(levels, student_module, teacher_module)
         self.scales = [1.0] * len(self.levels) if scales is None else [float(scale) for scale in scales]
         if len(self.scales) != len(self.levels) or not all(0 < scale < float('inf') for scale in self.scales):
             raise ValueError(f'scales={scales!r}: expected a positive number for each of the levels {self.levels}')
@@ -102,6 +104,11 @@ class Distiller(BaseModel):
             self.distill_losses[f'loss_{self.short}_fpn_{i}'] = loss
         if compile_teacher:  # the backbone is nearly all of its cost; the neck stays as it is, for the taps
             teacher.backbone.compile()
+
+    @property
+    def detector(self) -> nn.Module:
+        """The student, by the name under which mmdet's hooks look for a detector in another model."""
+        return self.student
 
     def init_weights(self) -> None:
         """Done when it was built: the student starts before anything else draws."""
@@ -154,6 +161,8 @@ class Distiller(BaseModel):
             return [feature.to(inputs.device) for feature in found]
         if self.shuffled:
             raise RunError('shuffled=True needs the kept features of all pictures')
+        if self.pixels_of_teacher is not None:
+            inputs = self.pixels_of_teacher(inputs, data_samples)
         if not self.alone:
             return self.teacher_features(inputs)
         each = [self.teacher_features(picture) for picture in inputs.split(1)]
@@ -183,29 +192,51 @@ class Distiller(BaseModel):
         self.teacher._apply(fn)
         return super()._apply(fn, recurse)
 
+    def _levels(self, levels: Sequence[int] | None, student_module: str, teacher_module: str
+                ) -> tuple[tuple[int, ...], list[str | int], list[str | int]]:
+        """The numbers of the levels that are compared, and what is tapped for them on both sides."""
+        if AUTO not in (student_module, teacher_module):
+            names = ([pattern.format(i=i) for i in levels] for pattern in (student_module, teacher_module))
+            return tuple(levels), *names
+        if levels is None and student_module != teacher_module:
+            raise ValueError(f'levels=None goes with {AUTO!r} on both sides, not with a pattern on one')
+        image_px, sides = PROBE_PX[True], []
+        for model, pattern in ((self.student, student_module), (self.teacher, teacher_module)):
+            names = [] if pattern == AUTO else [pattern.format(i=i) for i in levels]
+            features, handed = look(model, names, image_px)
+            sides.append((list(range(len(handed))), handed) if pattern == AUTO else (names, features))
+        (student_names, f_s), (teacher_names, f_t) = sides
+        pairs = pairs_by_size(f_s, f_t)
+        numbers = tuple(range(len(pairs)) if levels is None else levels)
+        places = numbers if student_module == teacher_module else range(len(numbers))
+        if not numbers or max(places) >= len(pairs):
+            raise ValueError(f'student and teacher have {len(pairs)} feature maps of one size, wanted '
+                             f'{numbers or "one or more"}. Strides (channels x grid) of what their heads receive: '
+                             f'student {told_sizes(f_s, image_px)}; teacher {told_sizes(f_t, image_px)}')
+        return (numbers, [student_names[pairs[i][0]] for i in places], [teacher_names[pairs[i][1]] for i in places])
+
     @torch.no_grad()
     def _measure_channels(self) -> list[tuple[int, int]]:
         """(C_s, C) of every level, from one pass over a blank image."""
+        image_px, found = PROBE_PX[any(isinstance(name, int) for name in self.student_taps + self.teacher_taps)], []
         for model, names, side in ((self.student, self.student_taps, 'student'),
                                    (self.teacher, self.teacher_taps, 'teacher')):
             for i, name in zip(self.levels, names, strict=True):
                 try:
-                    model.get_submodule(name)
+                    isinstance(name, int) or model.get_submodule(name)
                 except AttributeError as error:
                     raise ValueError(f'level {i}: the {side} ({type(model).__name__}) has no module {name!r}: '
                                      f'{error}') from error
-        blank = torch.zeros(1, 3, PROBE_PX, PROBE_PX, device=next(self.student.parameters()).device)
-        was_training = self.student.training
-        self.student.eval()  # keeps the statistics of batch normalisation as they are
-        with tap(self.student, self.student_taps) as f_s:
-            self.student.extract_feat(blank)
-        self.student.train(was_training)
-        f_t = self.teacher_features(blank)
+            found.append(look(model, names, image_px)[0])
+            if unseen := never_seen(model, names, image_px):
+                log.warning(f'{self.method}: the head of the {side} ({type(model).__name__}) never sees the output of '
+                            f'{", ".join(unseen)}; {AUTO!r} takes what it sees')
+        f_s, f_t = found
         for i, s, t in zip(self.levels, f_s, f_t, strict=True):
             if s is None or t is None:
                 raise ValueError(f'level {i}: the {"student" if s is None else "teacher"} does not run that module')
             if s.dim() != 4 or t.dim() != 4 or s.shape[2:] != t.shape[2:]:
-                raise ValueError(f'level {i}: for a {PROBE_PX}x{PROBE_PX} image the student gives {tuple(s.shape)}, '
+                raise ValueError(f'level {i}: for a {image_px}x{image_px} image the student gives {tuple(s.shape)}, '
                                  f'the teacher {tuple(t.shape)}; height and width must agree')
         return [(s.shape[1], t.shape[1]) for s, t in zip(f_s, f_t, strict=True)]
 
@@ -218,17 +249,6 @@ def _divided(features: Sequence[Tensor], scales: Sequence[float]) -> list[Tensor
 def _boxes_xyxy_px(sample: BaseDataElement) -> Tensor:
     boxes = sample.gt_instances.bboxes
     return getattr(boxes, 'tensor', boxes)  # mmdet wraps boxes in HorizontalBoxes on some paths
-
-
-def _check_same_pixels(student: nn.Module, teacher: nn.Module) -> None:
-    """Both detectors see the student's normalised pixels, so both must have been made for the same normalisation."""
-    def pixels(preprocessor: nn.Module) -> tuple:
-        mean, std = (getattr(preprocessor, key, None) for key in ('mean', 'std'))
-        return (None if mean is None else mean.flatten().tolist(), None if std is None else std.flatten().tolist(),
-                getattr(preprocessor, '_channel_conversion', None))
-    if pixels(student) != pixels(teacher):
-        raise ValueError(f'student and teacher normalise pixels differently (mean, std, swap of channels): '
-                         f'{pixels(student)} and {pixels(teacher)}')
 
 
 def _stop_if_not_finite(total: Tensor, terms: dict[str, Tensor]) -> None:

@@ -76,7 +76,7 @@ class KeptFeatures:
 
 
 def keep_features(cfg: Config, weights: Path, levels: Sequence[int], folder: Path, key: dict[str, Any],
-                  measured_only: bool = False) -> dict[str, Any]:
+                  measured_only: bool = False, places: Sequence[int] = ()) -> dict[str, Any]:
     """Compute and keep a teacher's features of its training pictures; return the card: `feature_rms` by level, and so
     on.
 
@@ -85,6 +85,7 @@ def keep_features(cfg: Config, weights: Path, levels: Sequence[int], folder: Pat
         levels: of the pyramid, as `Distiller` compares them.
         key: what the features belong to; kept ones with the same key are taken as they are.
         measured_only: the card is wanted and not the features.
+        places: of each level, among the maps that the head receives, where these are compared.
     Errors: RunError for pictures of several sizes; WeightsError.
     """
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -95,7 +96,7 @@ def keep_features(cfg: Config, weights: Path, levels: Sequence[int], folder: Pat
         teacher = MODELS.build(cfg.model)
         load_strictly(teacher, read_weights(weights), str(weights))
         teacher.to(device).eval().requires_grad_(False)
-        names = [f'neck.fpn_convs.{i}.conv' for i in levels]
+        names = list(places) or [f'neck.fpn_convs.{i}.conv' for i in levels]
 
         def features_of(pixels: Tensor) -> list[Tensor]:
             with tap(teacher, names) as features, torch.no_grad():

@@ -12,7 +12,7 @@ import torch
 from mmdet.registry import HOOKS, OPTIM_WRAPPERS
 from mmengine.dist import is_main_process, master_only
 from mmengine.evaluator import Evaluator
-from mmengine.hooks import Hook
+from mmengine.hooks import EMAHook, Hook
 from mmengine.logging import MMLogger
 from mmengine.optim import OptimWrapper
 from mmengine.runner import Runner
@@ -62,6 +62,18 @@ class GradientHook(Hook):
         model = runner.model
         if hasattr(model, 'measures_gradients'):    # not within a distributed wrapper
             model.measures_gradients = runner.iter % self.every == 0
+
+
+@HOOKS.register_module()
+class KeepAverageHook(Hook):
+    """When training ends, weights that a config's EMAHook has averaged become the detector's own: they are evaluated
+    and written."""
+    priority = 'LOWEST'
+
+    def after_train(self, runner: Runner) -> None:
+        for hook in [hook for hook in runner.hooks if isinstance(hook, EMAHook)]:
+            hook._swap_ema_parameters()
+            runner.hooks.remove(hook)
 
 
 class LearningRateHook(Hook):

@@ -20,6 +20,16 @@ class Group:
     one_stage: bool = True
     levels: tuple[int, ...] = (0, 1, 2, 3, 4)   # i of neck.fpn_convs.{i}.conv
     weights_of: str = ''        # the pair whose published loss weights hold here too; default: its own
+    own: bool = False           # a pair of the user's: its configs stay whole (see `runs.adapt`)
+    places: tuple[tuple[int, int], ...] = ()    # of own pairs: of each level, among the maps that the student's and the
+                                                # teacher's head receive
+    scratch: bool = False       # of own pairs: nothing is pre-trained, the student's first weights are drawn
+    teacher_knows: bool = True  # of own pairs: the teacher's classes are the data's, so that it can be evaluated
+
+    @classmethod
+    def from_dict(cls, values: dict) -> Group:
+        """The pair of `dataclasses.asdict`, also when JSON has made lists of its tuples."""
+        return cls(**{**values, 'levels': tuple(values['levels']), 'places': tuple(map(tuple, values['places']))})
 
     @property
     def teacher_url(self) -> str:

@@ -27,7 +27,8 @@ class Profile:
     student: Network | None = None       # None: mmdet's own backbones
     teacher: Network | None = None
     neck_channels: int = PAPER_CHANNELS
-    lr: float | None = None              # of AdamW; None: mmdet's own SGD
+    lr: float | None = None              # of AdamW; None: the config's own optimizer
+    lr_images: int = 16                  # images a step that the config's learning rate belongs to
     head_convs: int | None = None        # convolutions a branch of a one-stage head; None: mmdet's
     fc_channels: int = 1024              # of the second stage's box head
     anchor_scale: float = 1.0            # factor on mmdet's anchor sizes and RepPoints' base scale

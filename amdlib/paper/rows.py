@@ -1,6 +1,7 @@
 """Rows: every cell of the tables that is trained; the variants of AMD that Tables II to VI and the controls need."""
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -106,6 +107,19 @@ def find_row(reference: str) -> Row:
         return outside_row(GROUPS[name], method)
     raise SettingError(f'unknown row {reference!r}; expected one of: {", ".join(ROWS)}; or '
                        'GROUP-path/to/file.py:ClassName for a loss of your own')
+
+
+@functools.cache
+def row_of(group: Group, name: str) -> Row:
+    """The row of this name in a pair, the paper's or the user's. Errors: SettingError."""
+    if not group.own:
+        return find_row(f'{group.name}-{name}')
+    if methods.is_outside(name):
+        return outside_row(group, name)
+    found = {row.name: row for row in _rows(group)}
+    if name not in found:
+        raise SettingError(f'unknown row {name!r}; expected one of: {", ".join(found)}; or path/to/file.py:ClassName')
+    return found[name]
 
 
 def outside_row(group: Group, method: str) -> Row:

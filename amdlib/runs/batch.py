@@ -22,7 +22,7 @@ from amdlib.runs.progress import describe, quiet_s, read_progress
 from amdlib.runs.run import Run, with_teachers
 from amdlib.runs.store import RECORD, Store, tidy
 from amdlib.terminal import SCREEN
-from amdlib.words import log, minutes
+from amdlib.words import log, minutes, number
 
 POLL_S = 0.5
 EXPERIMENT = notebooks.NOTEBOOKS / 'experiment.ipynb'
@@ -92,7 +92,8 @@ class _Batch:
         self.failed: dict[Run, str] = {}
         self.began_s, self.printed_s, self.finished = time.monotonic(), time.monotonic(), 0
         self.to_do = len(self.waiting)
-        images = len(trained_images(self.store.dataset.train_ann)) if self.waiting else 0
+        data = self.store.dataset
+        images = len(trained_images(data.train_ann, data.negatives)) if self.waiting else 0
         self.steps = {run: run.steps(images) for run in self.waiting}
         self.before = dict.fromkeys(self.waiting, 0.0)  # share of a run that an earlier batch made, where it goes on
         self.steps_done = 0.0
@@ -163,7 +164,7 @@ class _Batch:
             self.steps_done += self.steps[run] * (1 - self.before[run])
             found = self.store.state(run)
             if child.process.returncode == 0 and found.name == 'done':
-                log.info(f'[{self._done()}] {run.id}: {found.record["numbers"]["mAP"]:.1f} mAP in '
+                log.info(f'[{self._done()}] {run.id}: {number(found.record["numbers"]["mAP"])} mAP in '
                          f'{minutes(found.record["wall_s"])}')
                 self._check(run)
             else:

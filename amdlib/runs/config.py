@@ -55,6 +55,9 @@ def config(run: Run, dataset: Dataset | None = None, work_dir: str | Path = '',
     if dataset is None and not run.profile.published:
         raise SettingError(f'profile {run.profile.name} needs a data set')
     row, profile = run.row, run.profile
+    if row.group.own:
+        from amdlib.runs import adapt  # which needs this module
+        return adapt.config(run, dataset, work_dir, taught)
     cfg = copy.deepcopy(get_config(row.group.student_config))
     settings = run.settings
     student = _detector(row.group.teacher_config if row.is_teacher else row.group.student_config, run, dataset,
@@ -83,19 +86,24 @@ def config(run: Run, dataset: Dataset | None = None, work_dir: str | Path = '',
                 cfg.model[key] = settings[key]
     _set_data(cfg, run, dataset)
     _set_schedule(cfg, run)
-    for key in ('gpus', 'tf32', 'channels_last', 'one_scale', 'split'):     # read by the engine, or told only
-        if key in settings:
-            cfg[key] = settings[key]
     cfg.custom_imports = dict(imports=['amdlib.engine'], allow_failed_imports=False)
+    set_surroundings(cfg, run, work_dir)
+    return cfg
+
+
+def set_surroundings(cfg: Config, run: Run, work_dir: str | Path) -> None:
+    """What is the kit's own in every Config: seeds, whole checkpoints, one evaluation at the end."""
+    for key in ('gpus', 'tf32', 'channels_last', 'one_scale', 'split'):     # read by the engine, or told only
+        if key in run.settings:
+            cfg[key] = run.settings[key]
     cfg.randomness = dict(seed=run.seed)
     cfg.work_dir = str(work_dir)
     # two are kept: where the newest is damaged, the one before serves
     cfg.default_hooks.checkpoint.update(type='WholeCheckpointHook', interval=1, max_keep_ckpts=2, save_best=None)
-    cfg.default_hooks.logger.interval = profile.log_every
+    cfg.default_hooks.logger.interval = run.profile.log_every
     for unused in ('val_dataloader', 'val_evaluator', 'val_cfg', 'tta_model', 'tta_pipeline', 'img_scales'):
         cfg.pop(unused, None)  # nothing is selected on the reported split: it is evaluated once, at the end
     cfg.train_cfg.pop('val_interval', None)
-    return cfg
 
 
 def _shipped_backbone(run: Run) -> str | None:
@@ -207,6 +215,8 @@ def _set_data(cfg: Config, run: Run, dataset: Dataset | None) -> None:
         raise SettingError(f'split={run.recipe.split}: {dataset.name} has no such split')
     for loader, ann, images in ((train, dataset.train_ann, dataset.train_images), (test, *reported)):
         loader.dataset.update(data_root='', ann_file=str(ann), data_prefix=dict(img=str(images)), metainfo=meta)
+    if dataset.negatives:
+        train.dataset.filter_cfg.filter_empty_gt = False    # trained on, as asked
     cfg.data_root = ''
     cfg.test_evaluator = ConfigDict(type='CocoNumbers', ann_file=str(reported[0]))
 
@@ -231,7 +241,12 @@ def _set_schedule(cfg: Config, run: Run) -> None:
         cfg.param_scheduler = [
             dict(type='LinearLR', start_factor=0.05, by_epoch=False, begin=0, end=50),
             dict(type='CosineAnnealingLR', T_max=run.epochs, eta_min=0, by_epoch=True, convert_to_iter_based=True)]
-    base = images_of_lr(run.profile)
+    set_rate(cfg, run)
+
+
+def set_rate(cfg: Config, run: Run) -> None:
+    """The learning rate for so many images a step, and with which precision a step is made."""
+    settings, base = run.settings, images_of_lr(run.profile)
     cfg.auto_scale_lr = dict(enable='lr' not in settings and (run.profile.lr is None or run.images_per_update != base),
                              base_batch_size=base)
     if run.recipe.accumulate > 1:
@@ -247,8 +262,8 @@ def _set_schedule(cfg: Config, run: Run) -> None:
 
 
 def images_of_lr(profile: Profile) -> int:
-    """Images a step that a profile's learning rate belongs to: 16 for mmdet's SGD, the profile's batch for AdamW."""
-    return 16 if profile.lr is None else profile.batch_size
+    """Images a step that a profile's learning rate belongs to: 16 for mmdet's, the profile's batch for AdamW."""
+    return profile.lr_images if profile.lr is None else profile.batch_size
 
 
 def describe_lr(run: Run, given: float, used: float) -> str:

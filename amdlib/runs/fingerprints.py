@@ -24,6 +24,7 @@ from amdlib.files import ROOT, digest, read_json
 
 if TYPE_CHECKING:
     from amdlib.datasets import Dataset
+    from amdlib.paper.pairs import Group
     from amdlib.runs.run import Run
 
 PACKAGE = ROOT / 'amdlib'
@@ -221,7 +222,8 @@ def settings_key(run: Run, dataset: Dataset) -> str:
 
     The same key means the same settings hash; with another one the Config must be built to tell.
     """
-    made_by = [_text(PACKAGE / 'runs' / 'config.py'), metadata.version('mmdet'), metadata.version('mmengine')]
+    own = [_text(PACKAGE / 'runs' / 'adapt.py')] if run.row.group.own else []
+    made_by = [_text(PACKAGE / 'runs' / 'config.py'), *own, metadata.version('mmdet'), metadata.version('mmengine')]
     profile = run.profile.to_dict()
     for telling in ('can_show', 'workers', 'log_every'):
         profile.pop(telling)
@@ -232,7 +234,16 @@ def settings_key(run: Run, dataset: Dataset) -> str:
         run.options() if run.row.method else None, list(dataset.classes),
         [group.student_config, group.teacher_config, group.levels, group.one_stage],
         [run.row.taught_by, run.row.shuffled, run.inherits, run.levels, run.reference_rms],
-        [run.epochs, run.batch_size, run.images_per_update]], sort_keys=True, default=str))
+        [run.epochs, run.batch_size, run.images_per_update],
+        *_of_own_pair(group)], sort_keys=True, default=str))
+
+
+def _of_own_pair(group: Group) -> list:
+    """What configs of the user's say, which no version of mmdet tells."""
+    if not group.own:
+        return []
+    from amdlib.runs.originals import config_digest
+    return [config_digest(group.student_config), config_digest(group.teacher_config), group.places]
 
 
 # ---- surroundings -----------------------------------------------------------------------------------------------

@@ -2,14 +2,37 @@
 from __future__ import annotations
 
 import functools
+import json
 import warnings
 
 from mmengine import hub
+from mmengine.config import Config
 
+from amdlib.errors import SettingError
+from amdlib.files import digest
 from amdlib.paper.rows import Row
 from amdlib.weights import published
 
-get_config = functools.cache(hub.get_config)  # reads files; what it returns is copied before it is changed
+
+@functools.cache    # reads files; what it returns is copied before it is changed
+def get_config(name: str) -> Config:
+    """A config of mmdet's (`mmdet::gfl/gfl_r50_fpn_1x_coco.py`) or of the user's, a file. It is Python and is executed.
+
+    Errors: SettingError where there is none, or where it cannot be read.
+    """
+    try:
+        return hub.get_config(name) if '::' in name else Config.fromfile(name)
+    except Exception as error:  # whatever a config of the user's raises
+        raise SettingError(f'{name}: no config that can be read ({type(error).__name__}: {error}); expected a file, or '
+                           'mmdet::folder/name.py') from error
+
+
+@functools.cache
+def config_digest(name: str) -> str:
+    """16 hex digits over all that a config and its bases say."""
+    return digest(json.dumps(get_config(name).to_dict(), sort_keys=True, default=str))
+
+
 warnings.filterwarnings('ignore', message='pkg_resources is deprecated')  # mmengine's; setuptools is pinned for it
 
 

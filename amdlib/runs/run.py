@@ -3,15 +3,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from amdlib import methods
 from amdlib.errors import SettingError
 from amdlib.files import ROOT
+from amdlib.paper.pairs import Group
 from amdlib.paper.profiles import Profile, find_profile, scale_weights
-from amdlib.paper.rows import Row, find_row
+from amdlib.paper.rows import Row, find_row, row_of
 from amdlib.paper.tables import Table, find_table
 from amdlib.runs.originals import published_url
 from amdlib.runs.recipe import SETTINGS, Recipe, own_settings
@@ -86,7 +87,7 @@ class Run:
             settings = {}
         elif self.profile.shipped and self.recipe.teachers == 'shipped':    # no setting of the student reaches it
             settings = {key: value for key, value in settings.items() if f'teacher_{key}' in SETTINGS}
-        return Run.of(f'{self.row.group.name}-{self.row.taught_by}', self.profile, self.recipe.teacher_seed, settings)
+        return Run.of(row_of(self.row.group, self.row.taught_by), self.profile, self.recipe.teacher_seed, settings)
 
     @property
     def inherits(self) -> tuple[str, ...]:
@@ -161,13 +162,18 @@ class Run:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a job file."""
+        own = {'pair': asdict(self.row.group)} if self.row.group.own else {}
         return {'row': self.row.reference, 'profile': self.profile.to_dict(), 'seed': self.seed,
-                'settings': self.settings}
+                'settings': self.settings, **own}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Run:
         """The run of `to_dict`."""
-        return cls.of(values['row'], Profile.from_dict(values['profile']), values['seed'], values['settings'])
+        row = values['row']
+        if 'pair' in values:
+            pair = Group.from_dict(values['pair'])
+            row = row_of(pair, row.removeprefix(f'{pair.name}-'))
+        return cls.of(row, Profile.from_dict(values['profile']), values['seed'], values['settings'])
 
 
 def table_runs(table: str | Table, profile: str | Profile, group: str | None = None, seeds: Iterable[int] = (0,),

@@ -22,7 +22,7 @@ from typing import Any
 
 import pandas as pd
 
-from amdlib.datasets import Dataset, prepare
+from amdlib.datasets import CHOICES, Choice, Dataset, prepare
 from amdlib.errors import RunError, SettingError
 from amdlib.files import ROOT, read_csv, read_json, remove_halves, sha256
 from amdlib.paper.profiles import Profile, find_profile
@@ -63,6 +63,7 @@ class Store:
     means: Means = Means()      # with which what is missing is made
     data: Path | None = None    # the folder that the data set was given as
     kept: bool = False          # for reading: where a run is not done here, its kept record counts
+    choice: Choice = Choice()   # how that folder was read
 
     @property
     def folder(self) -> Path:
@@ -200,7 +201,7 @@ class Store:
         """The command that makes a run."""
         words = ['python -m amdlib run', run.row.reference, '--profile', run.profile.name, '--seed', str(run.seed),
                  *(f'--set {key}={value}' for key, value in run.settings.items()),
-                 *([] if self.profile.data == 'shapes' else ['--data <folder>'])]
+                 *([] if self.profile.data == 'shapes' else ['--data <folder>', *self.choice.words()])]
         return ' '.join(words)
 
     def record_files(self, pattern: str = '*') -> list[Path]:
@@ -231,40 +232,43 @@ class Store:
         return replace(self, means=replace(self.means, **changes))
 
     def parameters(self) -> dict[str, Any]:
-        """What a notebook passes to `open_store`: profile, data, and in `how` results and means."""
+        """What a notebook passes to `open_store`: profile, data, and in `how` results, means and the choice."""
         return {'profile': self.profile.name, 'data': self.data and str(self.data.absolute()),
-                'how': {'results': str(self.results.absolute()), **self.means.to_dict()}}
+                'how': {'results': str(self.results.absolute()), **self.means.to_dict(), **self.choice.given()}}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for a job file."""
         return {'profile': self.profile.to_dict(), 'dataset': self.dataset.to_dict(),
                 'results': str(self.results.absolute()), 'means': self.means.to_dict(),
-                'data': self.data and str(self.data.absolute())}
+                'data': self.data and str(self.data.absolute()), 'choice': self.choice.given()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Store:
         """The store of `to_dict`."""
         return cls(Profile.from_dict(values['profile']), Dataset.from_dict(values['dataset']), Path(values['results']),
-                   Means.from_dict(values['means']), values['data'] and Path(values['data']))
+                   Means.from_dict(values['means']), values['data'] and Path(values['data']),
+                   choice=Choice(**values['choice']))
 
 
 def open_store(profile: str | Profile = 'mini', data: str | Path | None = None, results: str | Path | None = None,
-               **means: Any) -> Store:
+               **how: Any) -> Store:
     """The store of a profile; its data set is made or checked first.
 
     Args:
         data: folder of the data set, for the profiles that take one.
         results: folder for results; default: results/ of the kit.
-        means: of `Means`, such as device, jobs or workers.
+        how: of `Means`, such as device, jobs or workers; of `Choice`, such as split=0.8.
     Errors: SettingError; DataError.
     """
     profile = find_profile(profile) if isinstance(profile, str) else profile
-    given = Means.from_dict(means)
+    choice = Choice(**{name: how.pop(name) for name in CHOICES if name in how})
+    means = Means.from_dict(how)
     place = Path(results).absolute() if results else ROOT / 'results'
     if place.exists() and not place.is_dir():
         raise SettingError(f'{place}: no folder for results')
-    dataset = prepare(profile.data, Path(data).absolute() if data else None, first_images=profile.first_images)
-    return Store(profile, dataset, place, given, data and Path(data).absolute())
+    dataset = prepare(profile.data, Path(data).absolute() if data else None, first_images=profile.first_images,
+                      **choice.given())
+    return Store(profile, dataset, place, means, data and Path(data).absolute(), choice=choice)
 
 
 def line_of(run: Run, record: Mapping[str, Any], note: str = '') -> dict[str, Any]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from amdlib.engine import kept
 from amdlib.files import locked, plain, read_json, write_json
-from amdlib.runs import evidence, fingerprints
+from amdlib.runs import adapt, evidence, fingerprints
 from amdlib.runs.config import Taught, config
 from amdlib.runs.run import Run
 from amdlib.runs.store import FEATURES, WEIGHTS, Store
@@ -31,6 +31,8 @@ def keep_features(teacher: Run, store: Store, folder: Path, weights_sha256: str)
     """Have the features of a teacher in this folder kept, or at other profiles measured: once, whoever asks first; the
     card that `engine.kept` leaves. Damaged ones are kept again."""
     cfg, only = config(teacher, store.dataset), not teacher.profile.keep_features
+    if teacher.row.group.own:
+        cfg.train_dataloader.dataset = adapt.plain_pictures(cfg, store.dataset)
     key = {'weights_sha256': weights_sha256, 'data': store.dataset.fingerprint, 'image_px': teacher.profile.image_px,
            'machine': fingerprints.machine(), 'torch': fingerprints.versions()['torch']}
     with locked(folder / '.features.lock', f'{teacher.id}: waiting for another process that looks at its features'):
@@ -38,7 +40,7 @@ def keep_features(teacher: Run, store: Store, folder: Path, weights_sha256: str)
             log.info(f'{teacher.id}: its kept features are damaged ({why}); it looks at the pictures again')
             shutil.rmtree(folder / FEATURES)
         card = kept.keep_features(cfg, folder / WEIGHTS, teacher.row.group.levels, folder / FEATURES, plain(key),
-                                  measured_only=only)
+                                  measured_only=only, places=[place for _, place in teacher.row.group.places])
         if not only and 'array_sha256' not in card:
             card['array_sha256'] = evidence.hash_of(folder / FEATURES / kept.ARRAY)
             write_json(folder / FEATURES / kept.CARD, card)

@@ -16,7 +16,7 @@ from amdlib.runs.device import default_jobs
 from amdlib.runs.run import Run, row_runs, sweep_runs, table_runs, with_teachers
 from amdlib.runs.store import RECORD, State, Store
 from amdlib.runs.times import expected_s
-from amdlib.words import hours, log, near, some
+from amdlib.words import hours, log, near, number, some
 
 NEVER_RUN, EXECUTED = State('missing', 'never run'), 'executed'
 LISTED = 8      # runs that were never run, by name; more are counted
@@ -180,7 +180,7 @@ def status(targets: list[Target], store: Store, given: Given) -> None:
     width = max((len(run.id) for run in listed), default=0)
     for run in listed:
         found = states[run]
-        told = f'{found.record["numbers"]["mAP"]:.1f} mAP' if found.name == 'done' else found.why
+        told = f'{number(found.record["numbers"]["mAP"])} mAP' if found.name == 'done' else found.why
         note = f' ({found.note})' if found.note else ''
         needed = ' '.join(target.name for target, own in wanted.items() if run in own) or 'as a teacher'
         log.info(f'{run.id:{width}}  {found.name:8} {told}{note}  [{needed}]')

@@ -32,7 +32,7 @@ from amdlib.runs.run import Run
 from amdlib.runs.store import RECORD, UNFINISHED, WEIGHTS, Store, read_scalars, remove_all_halves, tidy
 from amdlib.weights.reading import read_weights
 from amdlib.weights.sizes import check_size
-from amdlib.words import log, minutes, some
+from amdlib.words import log, minutes, number, some
 
 FORMAT = 2                      # of a record; 1 had its config as text
 LOCK = '.lock'                  # held by the process that trains
@@ -76,7 +76,7 @@ def train(run: Run, store: Store, *, force: bool = False, resume: bool = False, 
     folder = Path(work_dir) if work_dir else store.run_folder(run)
     if work_dir is None and (record := _finished(run, store, force)):
         return record
-    check_it_fits(run, len(trained_images(store.dataset.train_ann)), store.dataset.name)
+    check_it_fits(run, len(trained_images(store.dataset.train_ann, store.dataset.negatives)), store.dataset.name)
     if run.row.shuffled and not run.profile.keep_features:
         raise RunError(f'{run.id} needs the kept features of all pictures; profile {run.profile.name} keeps none')
     teacher = run.teacher()
@@ -140,7 +140,7 @@ def _train(run: Run, store: Store, folder: Path, taught_by: dict[str, Any] | Non
     write_json(folder / RECORD, record)
     tidy(folder)    # weights.pth is what is kept
     report('done', 1, 1)
-    log.info(f'{run.id}: {record["numbers"]["mAP"]:.1f} mAP, {minutes(record["wall_s"])} ({record["device"]})')
+    log.info(f'{run.id}: {number(record["numbers"]["mAP"])} mAP, {minutes(record["wall_s"])} ({record["device"]})')
     return record
 
 
@@ -186,7 +186,7 @@ def _finished(run: Run, store: Store, force: bool) -> dict[str, Any] | None:
         return None
     tidy(store.run_folder(run))     # where a kill came after its record
     note = f'; {found.note}' if found.note else ''
-    log.info(f'{run.id}: done already, {found.record["numbers"]["mAP"]:.1f} mAP{note} '
+    log.info(f'{run.id}: done already, {number(found.record["numbers"]["mAP"])} mAP{note} '
              '(FORCE=1 or --force trains it again)')
     return found.record
 

@@ -24,7 +24,7 @@ from amdlib import methods
 from amdlib.engine.checkpoints import plain_model
 from amdlib.errors import RunError
 from amdlib.files import read_json, write_json
-from amdlib.paper.rows import find_row
+from amdlib.paper.rows import row_of
 from amdlib.runs.recipe import SETTINGS, own_settings
 from amdlib.runs.run import Run
 from amdlib.runs.store import Store
@@ -234,7 +234,7 @@ def baseline_of(run: Run, name: str = 'baseline') -> Run:
         name: of its row: 'baseline', or 'inherit'.
     """
     settings = {key: value for key, value in run.settings.items() if key in SETTINGS and key != 'split'}
-    row = find_row(f'{run.row.group.name}-{name}')
+    row = row_of(run.row.group, name)
     return Run.of(row, run.profile, run.seed, own_settings(row, settings))
 
 

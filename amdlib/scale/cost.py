@@ -62,7 +62,8 @@ def table(rows: Iterable[Row], store: Store, settings: Mapping[str, Any] | None 
         store: without a data set (`dataset` None) that of the paper is meant, COCO 2017.
         settings: the recipe of the runs, such as gpus or amp; only measurements with the same recipe count.
     """
-    images = COCO_TRAIN_IMAGES if store.dataset is None else len(trained_images(store.dataset.train_ann))
+    data = store.dataset
+    images = COCO_TRAIN_IMAGES if data is None else len(trained_images(data.train_ann, data.negatives))
     of_records, measured, dry = _records(store), _measured(store), _dry(store)
     lines = []
     for row in rows:
@@ -190,7 +191,8 @@ def measure(rows: Iterable[Row], store: Store, settings: Mapping[str, Any] | Non
         if not run.trains:
             continue
         if store.dataset is not None:
-            check_it_fits(run, len(trained_images(store.dataset.train_ann)), store.dataset.name)
+            images = trained_images(store.dataset.train_ann, store.dataset.negatives)
+            check_it_fits(run, len(images), store.dataset.name)
         line = {'row': row.id, 'settings': _key(run)[1], **measure_run(run, store.dataset, steps)}
         lines = pd.concat([_read(file), pd.DataFrame([line])]).drop_duplicates(KEY, keep='last')
         file.parent.mkdir(parents=True, exist_ok=True)

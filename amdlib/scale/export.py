@@ -44,7 +44,7 @@ NEEDED = ('id', 'row', 'profile', 'seed', 'settings', 'settings_hash', 'config',
 
 def export(run: str | Path, store: Store, *, output: str | Path | None = None, with_onnx: bool = False,
            files: Mapping[str, str] | None = None, method: str | None = None,
-           stale_ok: bool = False) -> dict[str, Path]:
+           stale_ok: bool = False, made: Run | None = None) -> dict[str, Path]:
     """Write a run's detector, its mmdet config and a card; `with_onnx` also the network as ONNX. Return the paths.
 
     Args:
@@ -53,16 +53,17 @@ def export(run: str | Path, store: Store, *, output: str | Path | None = None, w
         files: the weight files that the run was made with, by setting, where it was made with any.
         method: `path/to/file.py:ClassName` of the loss that the run was made with, where that is not the kit's.
         stale_ok: export a run that would be made again, too.
+        made: the run itself, where it is no row of the paper's.
     Errors: RunError for a run that is unknown, unfinished or stale, an ONNX graph that is not possible or does not
         agree with torch, and missing packages.
     """
     folder = _find(run, store)
     record = _record(folder, store)
-    row = _row(record, method)
+    row = made.row if made else _row(record, method)
     given = {**record['settings'], **(files or {})}
-    missing = [key for key in record['files'] if key in record['settings'] and key not in (files or {})]
-    made = Run.of(row, store.profile, record['seed'], {key: value for key, value in given.items()
-                                                       if key not in missing})
+    missing = [] if made else [key for key in record['files'] if key in record['settings'] and key not in (files or {})]
+    made = made or Run.of(row, store.profile, record['seed'], {key: value for key, value in given.items()
+                                                               if key not in missing})
     if (stale := _why_stale(made, folder, record, store, missing)) and not stale_ok:
         raise RunError(f'{record["id"]} is {stale}; --stale-ok exports it all the same')
     trained = _config(made, record, store)
@@ -184,7 +185,7 @@ def mmdet_config(trained: Config, row: Row, record: dict[str, Any], store: Store
     base = row.group.teacher_config if row.is_teacher else row.group.student_config
     head = f'# {record["id"]}, profile {store.profile.name}; inference and testing with mmdet 3.3\n'
     original, pipeline = get_config(base), trained.test_dataloader.dataset.pipeline
-    if (_same(_weightless(model), _weightless(original.model))
+    if (not row.group.own and _same(_weightless(model), _weightless(original.model))
             and _same(_without_truth(pipeline), _without_truth(original.test_dataloader.dataset.pipeline))):
         return f'{head}_base_ = {base!r}\n'
     original = get_config(row.group.student_config)

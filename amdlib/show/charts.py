@@ -59,14 +59,14 @@ def differences(cells: pd.DataFrame) -> Figure:
     with plt.rc_context(STYLE):
         figure, axes = plt.subplots(1, len(groups), figsize=(max(4.4, 0.8 + 0.85 * len(cells)), 3.3), sharey=True,
                                     squeeze=False, layout='constrained')
+        _frame(axes[0][0], [0.0, *cells.difference, *cells.low, *cells.high, *cells.paper_difference],
+               [*_halves(cells), PAPER_CHANCE])
         for axis, group in zip(axes[0], groups, strict=True):
             lines = cells[cells.group == group]
             if lines.empty:
                 continue
             _pairs_of_bars(axis, lines)
             axis.set_title(find_group(group).student_label, fontsize=9)
-        _frame(axes[0][0], [0.0, *cells.difference, *cells.low, *cells.high, *cells.paper_difference],
-               [*_halves(cells), PAPER_CHANCE])
         axes[0][0].set_ylabel(f'mAP minus {" or ".join(over)} (points)')
         bars = [Patch(color=COLOURS['ours'], label=f'here{_meaning(cells)}'),
                 Patch(color=COLOURS['paper'], label='paper (COCO, one run each)'),
@@ -76,7 +76,9 @@ def differences(cells: pd.DataFrame) -> Figure:
 
 
 def _pairs_of_bars(axis: Axes, lines: pd.DataFrame) -> None:
-    """A pair of bars a line, here and in the paper, with their values, and over each what chance alone gives."""
+    """A pair of bars a line, here and in the paper, with their values, and over each what chance alone gives; into
+    an axis whose limits are set."""
+    low, high = axis.get_ylim()
     for x, (line, half) in enumerate(zip(lines.itertuples(), _halves(lines), strict=True)):
         ends = None if pd.isna(line.low) else [[line.difference - line.low], [line.high - line.difference]]
         axis.bar(x - 0.2, line.difference, 0.38, yerr=ends, capsize=2, color=COLOURS['ours'])
@@ -84,7 +86,7 @@ def _pairs_of_bars(axis: Axes, lines: pd.DataFrame) -> None:
         _value(axis, x - 0.2, line.difference, *(() if pd.isna(line.low) else (line.low, line.high)))
         if pd.isna(line.paper_difference):
             axis.text(x + 0.2, 0, ' not in the paper ', rotation=90, ha='center', fontsize=6,
-                      va='top' if line.difference < 0 else 'bottom')
+                      va='bottom' if high > -low else 'top')      # where there is room
         else:
             _value(axis, x + 0.2, line.paper_difference)
         for left, around in ((x - 0.39, half), (x + 0.01, PAPER_CHANCE * pd.notna(line.paper_difference))):

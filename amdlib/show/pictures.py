@@ -203,9 +203,11 @@ def mask_view(picture: Picture, attention: Tensor, keep_mask: Tensor, coverage: 
         masked_positions(middle, picture, keep_mask)
         middle.set_title(f'masked where A > {phi:g}', fontsize=9)
         middle.set_xlabel(_covered(picture, keep_mask), fontsize=8)
-        right.plot(coverage.phi, 100 * coverage.masked_share, color=COLOURS['masked'], label='masked, of all')
+        right.plot(coverage.phi, 100 * coverage.masked_share, color=COLOURS['masked'], label='masked')
         right.plot(coverage.phi, 100 * coverage.inside_share, color=COLOURS['ours'], label='of these in boxes')
-        right.plot(coverage.phi, 100 * coverage.random_share, color='grey', linestyle='--', label='at random')
+        right.plot(coverage.phi, 100 * coverage.random_share, color='grey', linestyle='--', label='at random ± 2 sd')
+        right.fill_between(coverage.phi, *(100 * (coverage.random_share + side * 2 * coverage.random_sd)
+                                           for side in (-1, 1)), color='grey', alpha=0.2, linewidth=0)
         right.axvline(phi, color='black', linewidth=1, linestyle=':')
         right.set(xlabel=f'threshold phi (Eq. 4), here {phi:g}', ylabel='positions (%)', ylim=(0, 105))
         right.legend(loc='lower right', bbox_to_anchor=(1.05, 1), ncols=3, frameon=False, fontsize=7, borderpad=0,

@@ -119,7 +119,8 @@ def _data(store: Store) -> Finding:
     """The fingerprint of the data set, from all its files."""
     own, file = store.dataset, f'data set {store.dataset.name}'
     val = (own.val_ann, own.val_images) if own.val_ann else ()
-    now = checks.examine(own.train_ann, own.train_images, own.test_ann, own.test_images, *val)['fingerprint']
+    now = checks.examine(own.train_ann, own.train_images, own.test_ann, own.test_images, *val,
+                         negatives=own.negatives)['fingerprint']
     return Finding(file, 'fingerprint', RECOMPUTED) if now == own.fingerprint else Finding(
         file, 'fingerprint', DISAGREES, f'its manifest says {own.fingerprint}, its files {now}')
 

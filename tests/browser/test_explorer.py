@@ -192,6 +192,18 @@ def test_it_fits_a_laptop_without_scrolling(explore, beside):
     assert page.evaluate('document.documentElement.scrollWidth') <= 1366
 
 
+@pytest.mark.parametrize('beside', [-1, 1])
+def test_it_fits_jupyterlab_beside_its_list_of_files(explore, beside):
+    """Which leaves 934 of a laptop's 1366 px, and 647 of its 768."""
+    page = explore(viewport={'width': 973, 'height': 768})      # less the margins
+    state(page, beside=beside)
+    box = page.locator('.amd-explorer').bounding_box()
+    assert box['width'] == pytest.approx(934, abs=1)
+    assert box['height'] <= 647
+    assert page.locator('.amd-explorer').evaluate('''root => [...root.querySelectorAll('table, button, select, canvas')]
+        .filter((one) => one.getBoundingClientRect().right > root.getBoundingClientRect().right + 1).length''') == 0
+
+
 def test_it_fits_a_phone_and_a_thumb(explore):
     page = explore(viewport={'width': 390, 'height': 844}, has_touch=True, is_mobile=True)
     state(page, beside=1)

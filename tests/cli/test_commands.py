@@ -13,6 +13,7 @@ import time
 import pytest
 import torch
 from mmengine.config import Config
+from PIL import Image
 
 import amdlib
 from amdlib import cli
@@ -33,6 +34,7 @@ from amdlib.runs.store import State, Store, unfinished
 from amdlib.runs.targets import TARGETS, Given
 from amdlib.weights import published
 from tests.conftest import OWN
+from tests.datasets import layouts
 
 
 @pytest.fixture(scope='module')
@@ -165,11 +167,51 @@ def test_show_takes_a_loss_of_ones_own(call, coco_folder, own_loss):
     assert Config.fromstring(out, '.py').model.method == own_loss
 
 
-def test_data_checks_a_set_and_tells_its_fingerprint(call, coco_folder):
-    status, out, _ = call('data', '--profile', 'small', '--data', coco_folder)
+def test_data_checks_a_set_and_tells_its_fingerprint(call, coco_folder, tmp_path):
+    status, out, _ = call('data', '--profile', 'small', '--data', coco_folder, '--results', tmp_path)
     assert status == 0
     assert 'a-set: 5 classes, fingerprint ' in out
     assert 'trained on train, reported on val' in out
+
+
+@pytest.fixture
+def pets(tmp_path):
+    """A folder of YOLO's in one split, four pictures and one that is half."""
+    root = tmp_path / 'meine Bilder'
+    layouts.yolo_classes(root, layouts.joined(layouts.PICTURES))
+    (root / 'images/v.1.png').write_bytes((root / 'images/v.1.png').read_bytes()[:50])
+    return root
+
+
+def test_data_of_a_folder_says_what_it_found_draws_it_and_writes_it_as_coco(call, pets, tmp_path):
+    status, out, err = call('data', pets, '--split', '0.5', '--drop-broken', '--negatives', 'drop', '--results',
+                            tmp_path / 'results', '--to', tmp_path / 'coco')
+    assert status == 0, err
+    assert f'{pets}: YOLO layout: classes.txt, 3 classes, images' in out
+    assert 'meine-bilder-split0.5-negatives-drop-readable: 3 classes, fingerprint ' in out
+    assert 'note: 1 unreadable image left out: ' in out
+    assert 'note: train: 1 image without a box left out, as asked' in out
+    drawn = tmp_path / 'results/small/meine-bilder-split0.5-negatives-drop-readable/data.png'
+    assert f'{drawn}: pictures with their boxes' in out
+    assert min(Image.open(drawn).size) > 500
+    again, out, _ = call('data', tmp_path / 'coco', '--results', tmp_path, '--grid', tmp_path / 'other.png')
+    assert again == 0
+    assert 'COCO layout: annotations/instances_train.json, annotations/instances_test.json' in out
+    assert (tmp_path / 'other.png').is_file()
+
+
+def test_a_choice_reaches_the_data_of_every_command(call, pets, tmp_path):
+    words = ('--profile', 'small', '--data', pets, '--results', tmp_path / 'results')
+    status, _, err = call('status', *words)
+    assert status == 1
+    assert 'one split only' in err
+    status, out, err = call('status', *words, '--split', '0.5', '--drop-broken', '--group', 'retinanet')
+    assert status == 0, err
+    assert 'missing' in out
+    status, _, err = call('show', 'retinanet-amd', *words, '--split', '1.5')
+    assert status == 1
+    assert err.splitlines()[-1].startswith('error: split=1.5: expected the share that is trained on, between 0 and 1')
+    assert call('data', pets, '--data', pets)[2].splitlines()[-1].endswith('expected one of them')
 
 
 def test_data_names_file_id_and_value_of_a_problem(call, coco_folder, tmp_path):

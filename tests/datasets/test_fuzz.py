@@ -15,6 +15,9 @@ from amdlib.runs.run import Run
 from amdlib.runs.store import Store
 from amdlib.runs.train import train
 
+from . import layouts
+from .folders import files_below
+
 SEEDS = range(int(os.environ.get('FUZZ', 6)))
 MODES = {'RGB': 'png jpg bmp tiff webp', 'L': 'png jpg bmp tiff', 'P': 'png bmp', 'RGBA': 'png webp', 'CMYK': 'jpg',
          'I;16': 'png', '1': 'png bmp'}
@@ -97,6 +100,69 @@ def test_what_the_check_accepts_survives_an_epoch(tiny, tmp_path, seed):
             told = str(error)
             assert told
             assert 'Traceback' not in told
+    else:
+        pytest.fail(f'none of 50 folders was accepted; the last one: {told}')
+    assert run(tiny, data, tmp_path)['steps'] > 0
+
+
+# ---- the other layouts ------------------------------------------------------------------------------------------
+
+SCRAPS = (b'', b'\0', b'nan', b'-1', b'1e400', b'9' * 400, b'\xff\xfe', b'\xef\xbb\xbf', b'\r\n', b',', b'<', b'"',
+          b'[', b'{', b': ', b'*a', b'!!python/object:x', b'../..', b'C:\\x', b'images', b'train', b'1.02',
+          b'\xe2\x80\xa8')
+PICTURES = ('.jpg', '.jpeg', '.png')
+
+
+def spoilt(draw, content):
+    """Some bytes left out, doubled, exchanged or cut off."""
+    at, length = draw.randrange(len(content) + 1), draw.choice([0, 1, 3, 20, 60])
+    rest = content[at + length:]
+    return content[:at] + draw.choice([draw.choice(SCRAPS) + rest, content[at:at + length] + content[at:], rest, b''])
+
+
+@pytest.mark.parametrize('layout', layouts.SPLIT)
+def test_a_label_file_that_is_spoilt_is_read_or_refused(layout, tmp_path):
+    for seed in range(2 * len(SEEDS)):
+        draw, root = random.Random(seed), tmp_path / f'{seed}/pets'
+        layouts.SPLIT[layout](root, layouts.PICTURES)
+        files = [path for path in root.rglob('*') if path.is_file() and path.suffix.lower() not in PICTURES]
+        file = draw.choice(sorted(files))
+        file.write_bytes(spoilt(draw, file.read_bytes()))
+        before, told = files_below(root), ''
+        try:
+            prepare('folder', root, root.parent / 'cache')
+        except DataError as error:
+            told = str(error) or 'nothing'
+        assert '.new-' not in told != 'nothing'     # no file is named that is gone by now
+        assert files_below(root) == before
+
+
+def pictures(draw, split):
+    """Pictures of a layout with boxes that may leave them a little, or lie in none."""
+    made = []
+    for number in range(draw.randint(2, 4)):
+        width, height = size = draw.choice([(40, 32), (64, 64), (90, 120), (33, 65), (200, 11)])
+        corners = [(draw.randint(-2, width), draw.randint(-2, height)) for _ in range(draw.choice([0, 1, 2, 9]))]
+        made.append((f'{draw.choice(["", "a b/", "ü/"])}{split}{number}.{draw.choice(["jpg", "JPG", "png"])}', size, [
+            (draw.choice(layouts.CLASSES), (x, y, x + draw.randint(0, width // 2), y + draw.randint(0, height // 2)))
+            for x, y in corners]))
+    return made
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('layout', ['coco_any_name', 'voc_beside', 'yolo'])
+def test_what_is_read_of_another_layout_survives_an_epoch(tiny, tmp_path, layout):
+    draw, told = random.Random(layout), ''
+    for attempt in range(50):
+        root = tmp_path / f'set{attempt}'
+        layouts.SPLIT[layout](root, {split: pictures(draw, split) for split in ('train', 'val')})
+        try:
+            data = prepare('folder', root, tmp_path / 'cache', negatives=draw.choice([None, 'drop']))
+        except DataError as error:
+            told = str(error)
+            continue
+        if trained_images(data.train_ann):
+            break
     else:
         pytest.fail(f'none of 50 folders was accepted; the last one: {told}')
     assert run(tiny, data, tmp_path)['steps'] > 0

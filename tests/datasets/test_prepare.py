@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from amdlib.datasets import ShapesSpec, check, prepare
+from amdlib.datasets import ShapesSpec, check, formats, prepare, store
 from amdlib.datasets.checks import examine
 from amdlib.datasets.scene import scene
 
@@ -132,9 +132,10 @@ def test_a_folder_of_the_user_is_never_replaced(tmp_path):
 @pytest.mark.parametrize(('kind', 'data', 'message'), [
     ('huge', None, "'huge': expected shapes, folder, coco, first_of_coco"),
     ('shapes', Path('x'), 'mini makes its own data; DATA=x belongs to'),
-    ('folder', None, 'DATA=<folder> with a data set in COCO or Pascal VOC layout'),
+    ('folder', None, 'DATA=<folder> with a data set in COCO, Pascal VOC, YOLO or another'),
     ('coco', None, 'DATA=<folder> with COCO 2017'), ('first_of_coco', None, 'DATA=<folder> with COCO 2017'),
-    ('folder', Path('nowhere'), 'nowhere: no such folder')])
+    ('folder', Path('nowhere'), 'nowhere: no such folder'),
+    ('folder', Path(__file__), 'test_prepare.py: a file; give the folder that it lies in')])
 def test_wrong_calls(kind, data, message, tmp_path):
     assert message in problems_of(prepare, kind, data, tmp_path)
     assert not list(tmp_path.iterdir())
@@ -183,6 +184,25 @@ def test_data_kept_in_the_cache_folder_is_left_alone(tmp_path):
 def test_a_cache_that_cannot_be_written(coco, tmp_path):
     (tmp_path / 'file').write_text('')
     assert 'choose another cache folder' in problems_of(prepare, 'folder', coco, tmp_path / 'file')
+
+
+@pytest.mark.parametrize(('files', 'state'), [
+    (['annotations/instances_train2017.json', 'annotations/instances_val2017.json', 'train2017/a.jpg', 'val2017/b.jpg'],
+     'ae56103e80738d74'),
+    (['annotations/instances_train.json', 'annotations/instances_val.json', 'annotations/instances_test.json',
+      'images/a.jpg'], '545e11c7d4d82283'),
+    (['Annotations/a.xml', 'ImageSets/Main/train.txt', 'ImageSets/Main/val.txt', 'ImageSets/Main/test.txt',
+      'JPEGImages/a.jpg'], '40af34d53cbb18bc'),
+    (['Annotations/a.xml', 'ImageSets/Main/train.txt', 'ImageSets/Main/val.txt', 'JPEGImages/a.jpg'],
+     'faf1c157e21b563d')])
+def test_states_of_earlier_versions_stay_valid(tmp_path, files, state):
+    """Or every set that is prepared would be made and checked anew."""
+    root = tmp_path / 'pets'
+    for name in files:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b'x' * 7)
+        os.utime(root / name, (1, 1))
+    assert store.state(formats.recognise(root), tmp_path / 'home') == state
 
 
 @pytest.mark.parametrize('kind', ['shapes', 'voc', 'coco'])

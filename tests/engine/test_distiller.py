@@ -462,14 +462,6 @@ def test_an_unknown_method_is_refused_and_the_known_ones_are_listed(cfg_of):
     assert all(name in str(told.value) for name in METHODS)
 
 
-@pytest.mark.parametrize('change', [dict(mean=[0, 0, 0]), dict(std=[1, 1, 1]), dict(bgr_to_rgb=False)])
-def test_another_normalisation_is_refused(cfg_of, change):
-    cfg = cfg_of()
-    cfg.model.teacher.data_preprocessor.update(change)
-    with pytest.raises(ValueError, match='normalise pixels differently'):
-        MODELS.build(cfg.model)
-
-
 # ---- losses that are not finite ---------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('value', [float('inf'), float('nan')])

@@ -18,6 +18,7 @@ from amdlib.engine.coco import METRICS, coco_numbers
 from amdlib.engine.training import disk_is_full, evaluate, peak_memory_bytes, train_and_test
 from amdlib.errors import WeightsError
 from amdlib.files import ROOT, read_json, sha256
+from amdlib.weights.reading import read_weights
 from amdlib.weights.writing import write_weights
 
 slow = pytest.mark.slow
@@ -306,3 +307,17 @@ def test_peak_memory_is_the_process_own():
     assert peak_memory_bytes() > len(ballast)
     assert large - small > 250 << 20
     assert small < peak_memory_bytes() - (300 << 20)
+
+
+def test_averaged_weights_are_those_that_are_tested_and_written(task_of, tmp_path):
+    """Where a config keeps an average (EMAHook), the detector at the end is the average and not the last step's."""
+    tasks = {}
+    for name, hooks in (('last', []), ('average', [dict(type='EMAHook', momentum=0.5), dict(type='KeepAverageHook')])):
+        task = task_of(tmp_path / name)
+        task.cfg.custom_hooks = hooks
+        tasks[name] = train_and_test(task), read_weights(task.folder / 'weights.pth')
+    name = 'bbox_head.retina_cls.weight'
+    last, average = (weights[name] for _, weights in tasks.values())
+    assert not last.equal(average)
+    cfg = task_of(tmp_path / 'again').cfg
+    assert evaluate(cfg, tmp_path / 'average' / 'weights.pth') == tasks['average'][0]['numbers']

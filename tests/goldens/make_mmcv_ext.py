@@ -1,8 +1,10 @@
-"""Write mmcv_ext.npz: what compiled mmcv's own CPU operators answer to seeded inputs.
+"""Write mmcv_ext.npz: what compiled mmcv's own operators answer to seeded inputs.
 
-The C++ sources that mmcv-lite ships are compiled (nms, softnms, roi_align, deform_conv and modulated_deform_conv;
-roi_pool and sigmoid_focal_loss have CUDA sources only, so they have no reference here) and called through mmcv.ops.
-Inputs, options and answers go into one file, so that the test needs neither a compiler nor the same random numbers.
+The C++ sources that mmcv-lite ships are compiled (nms, softnms, nms_match, roi_align, deform_conv and
+modulated_deform_conv) and called through mmcv.ops. Operators that have CUDA sources only, and roi_align where its CPU
+kernel refuses, are compiled for a CPU as well (mmcv_cuda.cpp; roi_pool and sigmoid_focal_loss are not among them, so
+that these have no reference here). Inputs, options and answers go into one file, so that the test needs neither a
+compiler nor the same random numbers.
 
 Run by `make goldens`. Needs g++ with C++20, ninja, Python's headers and one to three minutes; the build stays in a
 temporary folder. Everything in the project's environment is left as it is.
@@ -23,8 +25,28 @@ import torch
 GOLDENS = Path(__file__).with_name('mmcv_ext.npz')
 OPERATORS = ('nms', 'softnms', 'roi_align_forward', 'roi_align_backward', 'deform_conv_forward',
              'deform_conv_backward_input', 'deform_conv_backward_parameters',
-             'modulated_deform_conv_forward', 'modulated_deform_conv_backward')
-# nms.cpp also defines nms_match, which is compiled along and not used.
+             'modulated_deform_conv_forward', 'modulated_deform_conv_backward', 'nms_match')
+CUDA_OPERATORS = ('roi_align_forward', 'roi_align_backward', 'deform_roi_pool_forward', 'deform_roi_pool_backward',
+                  'ms_deform_attn_forward', 'ms_deform_attn_backward', 'carafe_forward', 'carafe_backward',
+                  'masked_im2col_forward', 'masked_col2im_forward')
+CUDA = 'cuda_'      # how the names of cases begin whose answers are the CUDA kernels'
+CUDA_HELPER = """#pragma once
+#include <ATen/ATen.h>
+#include <ATen/Dispatch.h>
+#define __global__
+#define __device__
+#define __shared__
+#define __forceinline__ inline
+using at::Half;
+using at::Tensor;
+using std::max;
+using std::min;
+static const struct { int x = 0, y = 0; } blockIdx, threadIdx;
+static const struct { int x = 1, y = 1; } blockDim, gridDim;
+inline void __syncthreads() {}
+template <typename T> void atomicAdd(T *at, T value) { *at += value; }
+#include "common_cuda_helper.hpp"
+"""
 SOURCES = ('nms', 'roi_align', 'deform_conv', 'modulated_deform_conv')
 
 
@@ -35,12 +57,18 @@ def evaluate(op: str, tensors: dict[str, torch.Tensor], options: dict) -> dict[s
     ``grad`` is the gradient that arrives at the output.
     """
     from mmcv import ops
+    from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
     tensors = {name: value.clone().requires_grad_(name.startswith('d_')) for name, value in tensors.items()}
     grad = tensors.pop('grad', None)
     if op in ('nms', 'soft_nms'):
         dets, inds = getattr(ops, op)(**tensors, **options)
         return {'dets': dets, 'inds': inds}
+    if op == 'nms_match':
+        groups = ops.nms_match(tensors['dets'], **options)
+        return {'inds': torch.cat(groups), 'sizes': torch.tensor([len(group) for group in groups])}
     values = list(tensors.values())
+    if op == 'masked_conv2d':       # has no gradient
+        return {'output': ops.masked_conv2d(*values, options['padding']).detach()}
     if op == 'roi_align':
         output = ops.roi_align(*values, *options.values())
     elif op == 'deform_conv2d':
@@ -50,6 +78,12 @@ def evaluate(op: str, tensors: dict[str, torch.Tensor], options: dict) -> dict[s
         bias = tensors.get('d_bias')
         output = ops.modulated_deform_conv2d(*values[:4], bias, options['stride'], options['padding'],
                                              options['dilation'], options['groups'], options['deform_groups'])
+    elif op == 'deform_roi_pool':
+        output = ops.deform_roi_pool(*values[:2], tensors.get('d_offset'), *options.values())
+    elif op == 'ms_deform_attn':
+        output = MultiScaleDeformableAttnFunction.apply(*values, 64)
+    elif op == 'carafe':
+        output = ops.carafe(*values, *options.values())
     else:
         raise ValueError(f'no such operator: {op!r}')
     output.backward(grad)
@@ -135,6 +169,66 @@ def cases():
                 yield (f'modulated_{name}', 'modulated_deform_conv2d',
                        {**tensors, 'd_mask': mask, 'd_weight': weight, **bias, 'grad': grad}, options)
 
+    boxes_60 = boxes(60, integer=True)
+    for name, threshold in (('many', 0.3), ('edge', 0.6)):      # an IoU of exactly the threshold suppresses
+        dets = {'many': torch.cat([boxes_60, torch.randperm(60, generator=rng)[:, None] / 60], dim=1),
+                'edge': torch.cat([edge, torch.tensor([[.9], [.8], [.7], [.6]])], dim=1)}[name]
+        yield f'nms_match_{name}', 'nms_match', {'dets': dets}, {'iou_threshold': threshold}
+
+    # Offsets of a finer level than the input's, as in DyHead.
+    for size in ((6, 8), (5, 5)):
+        yield (f'modulated_finer_{size[0]}', 'modulated_deform_conv2d',
+               {'d_input': randn(2, 2, 3, 4), 'd_offset': randn(2, 18, *size) * 2,
+                'd_mask': torch.sigmoid(randn(2, 9, *size)).mul(32).round() / 32, 'd_weight': randn(3, 2, 3, 3),
+                'grad': randn(2, 3, 3, 4)},
+               {'stride': 1, 'padding': 1, 'dilation': 1, 'groups': 1, 'deform_groups': 1})
+
+    # x or y inverted, both, both by less than a bin, and upright
+    xyxy = torch.tensor([[29., 2, 3, 20], [3, 20, 29, 2], [29, 20, 3, 2], [5.3, 5.4, 5, 5], [3, 2, 29, 20]])
+    rois = torch.cat([torch.tensor([0., 1, 0, 1, 0])[:, None], xyxy], dim=1).double()
+    for aligned in (True, False):
+        for ratio in (0, 2):
+            yield (f"{CUDA}roi_align_inverted_{'aligned' if aligned else 'legacy'}_{ratio}", 'roi_align',
+                   {'d_input': randn(2, 3, 6, 8, dtype=torch.float64), 'rois': rois,
+                    'grad': randn(5, 3, 3, 2, dtype=torch.float64)},
+                   {'output_size': (3, 2), 'spatial_scale': 0.25, 'sampling_ratio': ratio, 'pool_mode': 'avg',
+                    'aligned': aligned})
+
+    xyxy = torch.tensor([[3., 2, 29, 20], [-9, -6, 14, 9], [70, 70, 90, 95], [8, 8, 8, 8], [29, 20, 3, 2]])
+    rois = torch.cat([torch.tensor([0., 1, 0, 1, 0])[:, None], xyxy], dim=1).double()
+    for ratio in (0, 2):
+        for moved in (True, False):
+            offset = {'d_offset': randn(5, 2, 3, 2, dtype=torch.float64)} if moved else {}
+            yield (f"{CUDA}deform_roi_pool_{ratio}_{'moved' if moved else 'plain'}", 'deform_roi_pool',
+                   {'d_input': randn(2, 3, 6, 8, dtype=torch.float64), 'rois': rois, **offset,
+                    'grad': randn(5, 3, 3, 2, dtype=torch.float64)},
+                   {'output_size': (3, 2), 'spatial_scale': 0.25, 'sampling_ratio': ratio, 'gamma': 0.5})
+
+    shapes = torch.tensor([[4, 8], [2, 4], [1, 1]])     # powers of two: places below are exact
+    starts = torch.tensor([0, 32, 40])
+    for places in ('anywhere', 'whole'):    # whole: on pixels, on coordinate -1 and on the size, farther out
+        where = torch.randint(-12, 28, (2, 5, 2, 3, 3, 2), generator=rng).double() / 16
+        if places == 'anywhere':
+            where = where + randn(2, 5, 2, 3, 3, 2, dtype=torch.float64) / 32
+        yield (f'{CUDA}ms_deform_attn_{places}', 'ms_deform_attn',
+               {'d_value': randn(2, 41, 2, 3, dtype=torch.float64), 'shapes': shapes, 'starts': starts,
+                'd_places': where, 'd_weights': torch.rand(2, 5, 2, 3, 3, generator=rng).double(),
+                'grad': randn(2, 5, 6, dtype=torch.float64)}, {})
+
+    for kernel, groups, scale in ((3, 1, 2), (5, 2, 2), (1, 2, 3)):
+        yield (f'{CUDA}carafe_{kernel}_{groups}_{scale}', 'carafe',
+               {'d_features': randn(2, 4, 3, 4, dtype=torch.float64),
+                'd_masks': randn(2, kernel ** 2 * groups, 3 * scale, 4 * scale, dtype=torch.float64),
+                'grad': randn(2, 4, 3 * scale, 4 * scale, dtype=torch.float64)},
+               {'kernel_size': kernel, 'group_size': groups, 'scale_factor': scale})
+
+    for kernel, padding in (((3, 3), (1, 1)), ((1, 3), (0, 1)), ((1, 1), (0, 0))):
+        yield (f'{CUDA}masked_conv_{kernel[0]}{kernel[1]}', 'masked_conv2d',
+               {'features': randn(1, 3, 5, 6, dtype=torch.float64),
+                'mask': torch.randint(0, 2, (1, 5, 6), generator=rng).double(),
+                'weight': randn(2, 3, *kernel, dtype=torch.float64), 'bias': randn(2, dtype=torch.float64)},
+               {'padding': padding})
+
 
 def load_goldens(path: Path = GOLDENS):
     """{case: (operator, tensors, options, answers)} of a goldens file."""
@@ -157,7 +251,7 @@ def compile_operators(build: Path):
     csrc = Path(mmcv.__file__).parent / 'ops' / 'csrc'
     pybind = (csrc / 'pytorch' / 'pybind.cpp').read_text()
     wanted = '|'.join(OPERATORS)
-    declared = re.findall(rf'^(?:void|Tensor) (?:{wanted})\([^;]*;', pybind, re.MULTILINE)
+    declared = re.findall(rf'^(?:void|Tensor|std::vector<std::vector<int>>) (?:{wanted})\([^;]*;', pybind, re.MULTILINE)
     defined = re.findall(rf'^  m\.def\("(?:{wanted})"[^;]*;', pybind, re.MULTILINE)
     assert len(declared) == len(defined) == len(OPERATORS), (len(declared), len(defined))
     binding = build / 'binding.cpp'
@@ -173,6 +267,26 @@ def compile_operators(build: Path):
                               extra_include_paths=[str(csrc / 'common')], extra_cflags=['-O2', '-std=c++20'])
 
 
+def compile_cuda_operators(build: Path):
+    """mmcv's CUDA kernels as an extension module for the CPU, built below ``build``."""
+    import mmcv
+    from torch.utils import cpp_extension
+    build = build / 'cuda'
+    build.mkdir(exist_ok=True)
+    (build / 'pytorch_cuda_helper.hpp').write_text(CUDA_HELPER)
+    (build / 'cuda.h').write_text('')
+    csrc = Path(mmcv.__file__).parent / 'ops' / 'csrc'
+    pybind = (csrc / 'pytorch' / 'pybind.cpp').read_text()
+    defined = re.findall(rf'^  m\.def\("(?:{"|".join(CUDA_OPERATORS)})"[^;]*;', pybind, re.MULTILINE)
+    assert len(defined) == len(CUDA_OPERATORS)
+    source = build / 'operators.cpp'
+    source.write_text('\n'.join([Path(__file__).with_name('mmcv_cuda.cpp').read_text(),
+                                 'PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {', *defined, '}\n']))
+    return cpp_extension.load('mmcv_cuda_operators', [str(source)], build_directory=str(build),
+                              extra_include_paths=[str(build), str(csrc / 'common' / 'cuda'), str(csrc / 'common')],
+                              extra_cflags=['-O2', '-std=c++20'])
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--output', type=Path, default=GOLDENS)
@@ -182,15 +296,17 @@ def main():
     with tempfile.TemporaryDirectory() as scratch:
         build = args.build or Path(scratch)
         build.mkdir(parents=True, exist_ok=True)
-        compiled = compile_operators(build)
+        compiled, cuda = compile_operators(build), compile_cuda_operators(build)
         module = types.ModuleType('mmcv._ext')
-        module.__dict__.update({name: getattr(compiled, name) for name in OPERATORS})
         # mmcv.ops asks for every operator by name when it is imported; the others are never called here.
         module.__getattr__ = lambda name: None
         sys.modules['mmcv._ext'] = module
         arrays, listing = {}, {}
         for name, op, tensors, options in cases():
             listing[name] = (op, options)
+            of_cuda = {each: getattr(cuda, each) for each in CUDA_OPERATORS}
+            of_cpu = {each: getattr(compiled, each) for each in OPERATORS}
+            module.__dict__.update({**of_cpu, **of_cuda} if name.startswith(CUDA) else {**of_cuda, **of_cpu})
             for part, values in (('in', tensors), ('out', evaluate(op, tensors, options))):
                 arrays.update({f'{name}/{part}/{key}': value.numpy() for key, value in values.items()})
     np.savez_compressed(args.output, cases=np.array(json.dumps(listing)), **arrays)

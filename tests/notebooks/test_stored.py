@@ -59,6 +59,8 @@ def test_begins_with_title_question_paper_and_cost(path):
     first = read(path).cells[0]
     assert first.cell_type == 'markdown'
     assert first.source.startswith('# ')
+    assert not [cell.id for cell in read(path).cells[1:] if cell.cell_type == 'markdown'
+                and re.search('^# ', cell.source, re.MULTILINE)]
     for word in ('Question', 'Paper', 'Cost'):
         assert f'**{word}' in first.source, word
     assert 'assert' in code(path)[-1].source   # and ends with a check of what it claims
@@ -78,6 +80,30 @@ def test_answers_are_folded_and_closed(path):
         if cell.cell_type == 'markdown':
             answers = re.findall(r'<details>\n<summary>[^<\n]+</summary>\n\n.+?\n\n</details>', cell.source, re.DOTALL)
             assert cell.source.count('<details>') == cell.source.count('</details>') == len(answers), cell.id
+
+
+@every_notebook
+def test_each_figure_is_expected_before_and_asked_about_after(path):
+    """With every answer folded."""
+    cells = read(path).cells
+    drawn = [i for i, cell in enumerate(cells)
+             if cell.cell_type == 'code' and re.search(r'^ *(figure|drawn) = ', cell.source, re.MULTILINE)]
+    assert drawn
+    for before, figure, after in zip([0, *drawn], drawn, [*drawn[1:], len(cells)], strict=False):
+        expected, asked = ('\n'.join(cell.source for cell in cells[first:last] if cell.cell_type == 'markdown')
+                           for first, last in ((before, figure), (figure, after)))
+        assert '**Expect** ' in expected, cells[figure].id
+        assert '**Now you.** ' in asked, cells[figure].id
+    assert all(cell.source.count('**Now you.**') == cell.source.count('<details>') for cell in cells)
+
+
+@every_notebook
+def test_there_are_two_words_of_prose_to_one_of_the_code_that_is_seen(path):
+    cells = read(path).cells
+    prose = [re.sub('<details>.*?</details>', '', cell.source, flags=re.DOTALL) for cell in cells
+             if cell.cell_type == 'markdown']
+    seen = [cell.source for cell in code(path) if not cell.metadata.get('jupyter')]
+    assert len(' '.join(prose).split()) >= 2 * len(' '.join(seen).split())
 
 
 @every_notebook

@@ -365,6 +365,12 @@ def test_a_store_is_opened_from_what_it_gives_a_notebook(dataset, tmp_path, monk
     given = through_json(store.parameters())
     assert open_store(given['profile'], given['data'], **given['how']) == store
     assert made == [(('folder', tmp_path), {'first_images': None})] * 2
+    chosen = open_store('small', tmp_path, split=0.8, drop_broken=True)
+    assert made[-1] == (('folder', tmp_path), {'first_images': None, 'split': 0.8, 'drop_broken': True})
+    assert Store.from_dict(through_json(chosen.to_dict())) == chosen
+    given = through_json(chosen.parameters())
+    assert open_store(given['profile'], given['data'], **given['how']) == chosen
+    assert chosen.command(Run.of('retinanet-amd', 'small')).endswith('--data <folder> --split 0.8 --drop-broken')
     mini = open_store()
     assert (mini.profile, mini.results, mini.means, mini.data) == (PROFILES['mini'], ROOT / 'results', Means(), None)
     assert made[-1] == (('shapes', None), {'first_images': None})

@@ -80,6 +80,15 @@ def test_an_ablations_bars_are_its_arms_without_the_baseline():
     assert [text.get_text().strip() for text in axis.texts] == ['-0.5', '-0.3', '+0.0', 'not in the paper']
 
 
+@pytest.mark.parametrize(('others', 'side'), [(5.0, 'bottom'), (-5.0, 'top')])
+def test_what_the_paper_lacks_is_said_where_there_is_room(others, side):
+    cells = pd.DataFrame([_line('I', 'retinanet', 'inherit', 'inherit', difference=-0.7, paper_difference=None),
+                          _line('I', 'retinanet', 'mgd', 'MGD', difference=others, paper_difference=others)])
+    (axis,) = charts.differences(cells).axes
+    (said,) = [text for text in axis.texts if 'not in the paper' in text.get_text()]
+    assert said.get_va() == side
+
+
 @pytest.mark.parametrize(('question', 'words'), [
     ('B', 'here (95 % over seeds)'), ('A', 'here (95 % over test images)')])
 def test_intervals_are_drawn_and_say_over_what_they_are(question, words):

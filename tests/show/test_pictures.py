@@ -139,13 +139,16 @@ def test_mask_view_draws_attention_mask_and_shares_with_phi_marked():
     keep = torch.ones(4, 6)
     keep[1, 2] = 0
     coverage = pd.DataFrame({'phi': [0.5, 1.0, 2.0], 'masked_share': [0.5, 0.1, 0.0],
-                             'inside_share': [0.4, 1.0, float('nan')], 'random_share': [0.3] * 3})
+                             'inside_share': [0.4, 1.0, float('nan')], 'random_share': [0.3] * 3,
+                             'random_sd': [0.05] * 3})
     left, _, middle, right = pictures.mask_view(_picture(), torch.full((4, 6), 0.5), keep, coverage, 1.0).axes
     assert left.get_images()[-1].get_array().tolist() == [[0.5] * 6] * 4
     assert np.argwhere(~np.ma.getmaskarray(np.ma.masked_invalid(middle.get_images()[-1].get_array()))).tolist() == [
         [1, 2]]
     share, inside, chance, marked = right.get_lines()
     assert list(chance.get_ydata()) == [30] * 3
+    (band,) = right.collections
+    assert band.get_datalim(right.transData).intervaly.tolist() == pytest.approx([20, 40])
     assert middle.get_xlabel() == '5 % masked, 0 % in boxes (chance 20 %)'
     assert list(share.get_ydata()) == [50, 10, 0]
     assert list(inside.get_ydata())[:2] == [40, 100]

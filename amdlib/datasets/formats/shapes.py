@@ -7,7 +7,7 @@ from pathlib import Path
 from amdlib.datasets.dataset import fingerprint, progress, write_coco
 from amdlib.datasets.scene import ShapesSpec, png, scene
 
-LAYOUT = ''
+LAYOUT = LABELS = ''
 
 
 @dataclass(frozen=True)
@@ -17,6 +17,8 @@ class Shapes:
     name = 'mini'
     files = ()
     self_made = True
+    found = ''
+    origins = {}
 
     @property
     def recipe(self) -> str:
@@ -32,7 +34,7 @@ class Shapes:
         spec = self.spec
         return {'train': spec.train_images, 'test': spec.test_images, 'val': spec.val_images}
 
-    def make(self, folder: Path) -> list[str]:
+    def make(self, folder: Path, drop_broken: bool = False) -> list[str]:
         for split, count in self._counts().items():
             (folder / split).mkdir()
             images = []

@@ -84,7 +84,7 @@ def summary(lines: Iterable[Judged]) -> str:
     lines = [line for line in lines if line.table]
     counts = pd.Series([line.outcome[1] for line in lines], dtype=str).value_counts()
     of = plural(len(lines), 'claim', 'claims')
-    return f'Of {of} that the paper prints numbers for, by detector: ' + ', '.join(
+    return f'The paper prints numbers for {of}, each detector counted: ' + ', '.join(
         f'{counts[name]} {words}' for name, words in (
             ('holds here', 'hold here'), ('the opposite here', 'come out the other way'), ('no difference here', 'show '
              'no difference'), ('not resolved', 'not resolved'), ('not finished', 'not finished'),

@@ -107,12 +107,14 @@ class Scale:
 
     def interval(self, value: float | None, low: float | None = None, high: float | None = None,
                  paper: float | None = None) -> Markup:
-        """A point with its interval, and the paper's as an open diamond; it stands beside its numbers, so it is hidden
-        from who hears the page."""
+        """A point with its interval, around zero the band of chance alone, as wide, and the paper's as an open diamond;
+        it stands beside its numbers, so it is hidden from who hears the page."""
         def known(number: float | None) -> bool:
             return number is not None and math.isfinite(number)
         parts = []
         if known(low) and known(high):
+            left, right = (self.at(side * (high - low) / 2) for side in (-1, 1))
+            parts.append(f'<rect class="chance" x="{left:.2f}%" width="{right - left:.2f}%" height="100%"/>')
             parts.append(f'<line class="range" x1="{self.at(low):.2f}%" x2="{self.at(high):.2f}%" y1="50%" y2="50%"/>')
         if known(value):
             parts.append(f'<circle class="point" cx="{self.at(value):.2f}%" cy="50%" r="4.5"/>')

@@ -1,12 +1,15 @@
 """Executed notebooks as pages: what they printed and drew, without anything that could act."""
 from __future__ import annotations
 
+import base64
 import re
 from pathlib import Path
 from typing import Any
 
+import cv2
 import jinja2
 import nbformat
+import numpy as np
 from markupsafe import Markup
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import MarkdownWithMath
@@ -14,7 +17,7 @@ from nbconvert.preprocessors.sanitize import SanitizeHTML
 from traitlets.config import Config
 
 from amdlib.show.answers import folded
-from amdlib.show.report import markdown, pages
+from amdlib.show.report import markdown, pages, single
 from amdlib.words import log
 
 
@@ -35,9 +38,22 @@ class _Exporter(HTMLExporter):
         return folded(source, MarkdownWithMath(renderer=renderer).render)
 
 
+# what JupyterLab folds away is folded here; papermill's cell of parameters as the one that it stands for
+FOLDING = '''{%- extends 'basic/index.html.j2' -%}
+{% block input_group %}
+{% set tags = cell.metadata.get('tags', []) %}
+{% if cell.metadata.get('jupyter', {}).get('source_hidden') or 'injected-parameters' in tags %}
+<details><summary>Code: {{ 'parameters as given' if 'injected-parameters' in tags
+                                else (tags | join(', ') or 'folded') | e }}</summary>
+{{ super() }}
+</details>
+{% else %}
+{{ super() }}
+{% endif %}
+{% endblock input_group %}'''
 # without widgets and scripts, which would be loaded from the network: their text is shown
-EXPORTER = _Exporter(template_name='basic', config=Config({'NbConvertBase': {'display_data_priority': [
-    'text/html', 'image/png', 'image/jpeg', 'text/plain']}}))
+EXPORTER = _Exporter(template_name='basic', raw_template=FOLDING, config=Config({'NbConvertBase': {
+    'display_data_priority': ['text/html', 'image/png', 'image/jpeg', 'text/plain']}}))
 # what a table of pandas needs; a class of somebody's data set may be called <script>
 SAFE = SanitizeHTML(
     strip=True, styles=['text-align'], attributes=['class', 'border', 'style', 'colspan', 'rowspan', 'scope', 'title'],
@@ -46,11 +62,12 @@ SAFE = SanitizeHTML(
 SHOWN = ('text/html', 'image/png', 'image/jpeg', 'text/plain')
 
 
-def write(path: Path, folder: Path, new: Path, shared: dict[str, Any]) -> dict[str, Any]:
-    """Export one executed notebook into the site `new`; what the front page says of it."""
+def write(path: Path, folder: Path, new: Path, shared: dict[str, Any], front: str = 'index.html') -> dict[str, Any]:
+    """Export one executed notebook into the site `new`, whose front page is `front`; what that says of it."""
     about, notebook = told(path, folder)
     if notebook is None:
         return about
+    notebook.metadata.pop('widgets', None)      # what only a script would read
     heading = 'code'
     for cell in notebook.cells:
         if cell.cell_type == 'markdown' and (found := re.findall('^#+ (.+)', cell.source, flags=re.M)):
@@ -61,8 +78,20 @@ def write(path: Path, folder: Path, new: Path, shared: dict[str, Any]) -> dict[s
     body, _ = EXPORTER.from_notebook_node(notebook, resources={'metadata': {'path': str(path.parent)}})
     name = about['name']
     pages.write(new / about['page'], 'notebook.html', shared, root='../' * (name.count('/') + 1), notebook=about,
-                body=Markup(_accessible(body)))
+                front=front, body=Markup(re.sub(r'data:image/png;base64,([\w+/=\s]+)', _smaller, _accessible(body))))
     return about
+
+
+def publish(folder: Path, report: Path, shared: dict[str, Any]) -> list[dict[str, Any]]:
+    """Export the executed notebooks of a results folder, but for a sweep's copies and those that failed, each as one
+    file below `notebooks/` beside a published report; what that says of all that lie there, earlier ones too, since a
+    clone has the pages and not what they were made of."""
+    for path in executed(folder):
+        if path.parent == folder and not told(path, folder)[0]['failed']:
+            write(path, folder, report.parent, {**shared, 'style': pages.style()}, report.name)
+    return [{'name': page.stem, 'page': f'notebooks/{page.name}', 'failed': '',
+             'title': Markup(re.search('<title>(.*?) – ', page.read_text())[1])}
+            for page in sorted((report.parent / 'notebooks').glob('*.html'))]
 
 
 def told(path: Path, folder: Path) -> tuple[dict[str, Any], nbformat.NotebookNode | None]:
@@ -96,9 +125,16 @@ def _make_safe(output: Any) -> None:
         del data[kind]
 
 
+def _smaller(found: re.Match) -> str:
+    """A PNG's address as that of the same picture in WebP without loss, less than half as large."""
+    drawn = cv2.imdecode(np.frombuffer(base64.b64decode(found[1]), np.uint8), cv2.IMREAD_UNCHANGED)
+    return single.uri(cv2.imencode('.webp', drawn, [cv2.IMWRITE_WEBP_QUALITY, 101])[1].tobytes(), '.webp')
+
+
 def _accessible(body: str) -> str:
     """Tables of pandas have an empty head over their index, and no name; what scrolls can be reached by key."""
     count = iter(range(1, 10 ** 6))
     body = re.sub(r'<th>\s*</th>', '<td></td>', body)
     body = re.sub('<table', lambda _: f'<table aria-label="Output {next(count)}"', body)
-    return re.sub(r'<pre(?=[ >])', '<pre tabindex="0"', body)
+    scrolling = 'pre(?=[ >])|math(?= display="block")|div(?= class="output_(?:html|png))'
+    return re.sub(f'<({scrolling})', r'<\1 tabindex="0"', body)

@@ -16,7 +16,7 @@ from amdlib.runs.planned import planned_runs
 from amdlib.runs.store import Store
 from amdlib.show import tables
 from amdlib.show.report.records import Entry, machines, read_cells, read_entries, runs_of
-from amdlib.words import plural, some
+from amdlib.words import near, plural, some
 
 PICTURE = ('.svg', '.png')      # the better one first
 
@@ -82,7 +82,7 @@ class Provenance:
                    'numbers': [file for file in self.files if file.suffix == '.csv'],
                    'text': [file for file in self.files if file.suffix == '.md']}
         return [('what', self.subject.title),
-                *((kind, ', '.join(map(str, files)) or 'none yet') for kind, files in of_kind.items()),
+                *((kind, ', '.join(map(near, files)) or 'none yet') for kind, files in of_kind.items()),
                 ('records', f'{len(self.runs) - len(self.lost)}: {some(self.runs)}' if self.runs else 'none'),
                 *([('no record', ', '.join(self.lost))] if self.lost else []),
                 *((name, counted(found)) for name, found in (('commits', self.commits), ('machines', self.machines),

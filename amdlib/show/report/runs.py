@@ -152,7 +152,7 @@ def command(entry: Entry, store: Store) -> str:
              store.profile.name, '--seed', str(record['seed'])]
     for key, value in settings.items():
         words += ['--set', _setting(key, value)]
-    return shlex.join(words) + (' --data <folder>' if where(store) else '')
+    return shlex.join(words) + (' '.join(['', '--data <folder>', *store.choice.words()]) if where(store) else '')
 
 
 def _setting(key: str, value: Any) -> str:

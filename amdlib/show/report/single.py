@@ -24,7 +24,7 @@ def write(file: Path, sources: Mapping[str, Sequence[Path]], render: Callable[[M
         render: makes the page from data URIs by name.
     Errors: RunError where it would be larger than MOST_BYTES however small its pictures are.
     """
-    inside = {name: min((_uri(path.read_bytes(), path.suffix) for path in paths), key=len)
+    inside = {name: min((uri(path.read_bytes(), path.suffix) for path in paths), key=len)
               for name, paths in sources.items() if paths}
     bare = len(render(dict.fromkeys(inside, '')).encode())
     while (size := bare + sum(map(len, inside.values()))) > MOST_BYTES:
@@ -48,11 +48,12 @@ def _smaller(paths: Sequence[Path], size: int) -> tuple[str, int] | None:
         height = max(1, round(drawn.shape[0] * width / drawn.shape[1]))
         shown = cv2.resize(drawn, (width, height), interpolation=cv2.INTER_AREA)
         for kind, how in (('.png', []), ('.webp', [cv2.IMWRITE_WEBP_QUALITY, 85])):
-            found = _uri(cv2.imencode(kind, shown, how)[1].tobytes(), kind)
+            found = uri(cv2.imencode(kind, shown, how)[1].tobytes(), kind)
             if len(found) < 0.75 * size:
                 return found, width
     return None
 
 
-def _uri(content: bytes, kind: str) -> str:
+def uri(content: bytes, kind: str) -> str:
+    """A picture as an address that holds it; `kind` as a file's name ends."""
     return f'data:{KINDS[kind]};base64,{base64.b64encode(content).decode()}'

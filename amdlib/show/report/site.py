@@ -76,13 +76,15 @@ class Contents:
             alts[name] = words.of_figure(name, cells, folder, self.sources[name].subject.caption) if not table else (
                 words.of_table(table, cells) if cells is not None else '')
         drawn = [line for line in judged if line.low is not None]    # one seed has no interval
+        variants = {name: [one for one in self.found if one.startswith(f'{name}_')] for name in TABLES}
         return {
             'tables': TABLES.values(), 'figures': FIGURES, 'found': self.found, 'sources': self.sources, 'alts': alts,
             'runs': self.listed, 'entries': self.entries, 'group_title': tables.group_title,
             'reference_label': tables.reference_label, 'claims': judged, 'summary': claims.summary(judged),
             'drawn': drawn, 'drawn_alt': words.of_claims(drawn), 'scale': drawings.Scale.of(
                 [value for line in drawn for value in (line.difference, line.low, line.high, line.paper)]),
-            'variants': {name: [one for one in self.found if one.startswith(f'{name}_')] for name in TABLES},
+            'variants': variants,
+            'made': [name for name in self.found if self.sources[name].files or variants.get(name)],
             'explorer': explorer.for_report(self.store),
             'bed': markdown.page(folder / 'bed.md', 'The bed'),
             'calibration': markdown.page(folder / 'calibration.md', 'Factors'),
@@ -123,23 +125,32 @@ def build(store: Store, compare: Sequence[tuple[str, str]] = ()) -> Path:
 
 
 def publish(store: Store, file: Path | None = None) -> Path:
-    """Write the front page as one HTML file that loads nothing and links to no other, and beside it its one picture
-    for who reads no further, summary.png; return the page.
+    """Write the front page as one HTML file that loads nothing, and beside it its one picture for who reads no further,
+    summary.png, and the executed notebooks, a file each; return the page.
 
     Args:
         file: default: report.html in the store's folder.
     Errors: RunError as of `build`, and where the file would be larger than `single.MOST_BYTES`.
     """
     contents, file = Contents.of(store), file or store.folder / 'report.html'
-    books = [notebooks.told(path, store.folder)[0] for path in notebooks.executed(store.folder)]
-    shown = {**contents.shown(), 'notebooks': [{**book, 'page': ''} for book in books], 'pairs': []}
+    shared = {**_shared(store), 'single': True}
+    shown = {**contents.shown(), 'notebooks': notebooks.publish(store.folder, file, shared), 'pairs': []}
     sources = {name: [path for kind in ('.svg', '.png') for path in source.files if path.suffix == kind]
                for name, source in contents.sources.items() if name in contents.found}
     if store.dataset.test_ann.is_file():    # of the data, where a folder was only copied here, nothing can be drawn
         summary.write(store, shown['claims'], file.with_name('summary'))
     return single.write(file, sources, lambda pictures: pages.render(
-        'report.html', {**_shared(store), 'single': True, 'style': pages.style(notebooks=False)}, root='',
+        'report.html', {**shared, 'style': pages.style(notebooks=False)}, root='',
         pictures=pictures, **shown))
+
+
+def page_of_notebook(store: Store, path: Path) -> Path:
+    """Write the page of one executed notebook alone into `report/`, as one file, and return it: the whole site takes
+    minutes at its first time."""
+    report = store.folder / 'report'
+    front = next((name for name in ('index.html', '../report.html') if (report / name).is_file()), '')
+    shared = {**_shared(store), 'single': True, 'style': pages.style()}
+    return report / notebooks.write(path, store.folder, report, shared, front)['page']
 
 
 def _shared(store: Store) -> dict[str, Any]:

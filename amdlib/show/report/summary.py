@@ -42,18 +42,21 @@ def draw(picture: Picture, attention: torch.Tensor, kept: torch.Tensor, amd: Run
         figure = plt.figure(figsize=(8, 3.5 + 0.42 * rows), layout='constrained')
         upper, lower = figure.subfigures(2, 1, height_ratios=[2.5, 1.0 + 0.42 * rows])
         axes = upper.subplots(1, 3)
+        least, largest = float(attention.min()), float(attention.max())
+        farthest = max(largest, 1 / max(least, pictures.ATTENTION_FLOOR))     # of the colours' middle, 1
         pictures.image(axes[0], picture)
-        pictures.attention_map(axes[1], picture, attention, LogNorm(0.25, max(4.0, float(attention.max()))))
+        pictures.attention_map(axes[1], picture, attention, LogNorm(1 / farthest, farthest))
         pictures.masked_positions(axes[2], picture, kept)
-        for axis, title in zip(axes, ('a scene', "the teacher's attention A over it",
+        for axis, title in zip(axes, ('a scene', f"the teacher's attention A: {least:.1f} to {largest:.1f} (yellow)",
                                       f'orange: masked, A > {amd.value("phi"):g}'), strict=True):
             axis.set_title(title, fontsize=9)
         axis = lower.subplots()
+        few, most = (pick((line.n for line in lines), default=0) for pick in (min, max))
         draw_intervals(axis, pd.DataFrame(
-            [{'comparison': textwrap.fill(line.claim.says, 36), 'difference': line.difference, 'low': line.low,
+            [{'comparison': textwrap.fill(line.claim.says, 42), 'difference': line.difference, 'low': line.low,
               'high': line.high, 'verdict': f'\n{line.outcome[1]}'} for line in lines],
             columns=['comparison', 'difference', 'low', 'high', 'verdict']),
-            'difference in mAP' + (f', {min(line.n for line in lines)} seeds or more' if lines else ''))
+            'difference in mAP' + (f', {few if few == most else f"{few} to {most}"} seeds' if lines else ''))
         told = [(line.paper, y) for y, line in enumerate(lines) if line.paper is not None]
         axis.plot([paper for paper, _ in told], [y for _, y in told], 'D', markersize=4, color=COLOURS['paper'],
                   label='paper: COCO, one run')

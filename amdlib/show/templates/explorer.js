@@ -523,13 +523,19 @@ class Explorer {
     if (name === 'image') {
       context.font = `${12 * pixel}px system-ui, sans-serif`;
       context.textBaseline = 'top';
-      for (const [x1, y1, , , label] of boxes) {
-        const x = clamp(x1 + 3 * pixel, 0, Math.max(0, width - context.measureText(label).width - 2 * pixel));
+      const written = [];
+      for (const [x1, y1, , y2, label] of boxes) {
+        const wide = context.measureText(label).width, high = 13 * pixel;
+        const x = clamp(x1 + 3 * pixel, 0, Math.max(0, width - wide - 2 * pixel));
+        const free = (y) => !written.some(([left, top, right]) => x < right && left < x + wide
+          && Math.abs(y - top) < high);
+        const y = [y1 + 3 * pixel, y2 - high - pixel, y1 - high - pixel].find(free) ?? y1 + 3 * pixel;
+        written.push([x, y, x + wide]);
         context.lineWidth = 3 * pixel;
         context.strokeStyle = '#000';
         context.fillStyle = '#fff';
-        context.strokeText(label, x, y1 + 3 * pixel);
-        context.fillText(label, x, y1 + 3 * pixel);
+        context.strokeText(label, x, y);
+        context.fillText(label, x, y);
       }
     }
     context.restore();
@@ -582,7 +588,8 @@ class Explorer {
     names.forEach((tile, i) => {
       const x = gap + (i < 4 ? i : i - 3) * (side + gap), y = 2 * line + gap + (i < 4 ? 0 : side + line + gap);
       this.paint(tile, context, x, y, side);
-      write(this.tile[tile].caption.textContent, x, y + side + 20, '16px');
+      write([...this.tile[tile].caption.childNodes].map((part) => part.textContent).filter(Boolean).join(' '), x,
+        y + side + 20, '16px');
     });
     const set = [`phi=${phi.toFixed(2)}`, `T=${temperature}`, `level=${levels[level]}`, `seed=${seed}`];
     const file = fileName(['mask', id, name.replace(/\.\w+$/, ''), ...set].join('_'));

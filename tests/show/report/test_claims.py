@@ -124,4 +124,4 @@ def test_a_folder_with_records_alone_has_a_report(tmp_path):
     folder.mkdir(parents=True)
     (folder / 'record.json').write_text(json.dumps(record_of(run)))
     page = Page(report.build(store_of(tmp_path)))
-    assert '1 run was not made here' in page.words
+    assert 'Of 1 run not the run itself is here but the kept record' in page.words

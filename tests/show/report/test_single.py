@@ -1,5 +1,6 @@
 """single.py: one file, everything inside, below its size, no link that leads nowhere."""
 import re
+import shutil
 
 import cv2
 import numpy as np
@@ -11,10 +12,14 @@ from amdlib.show.report import site as building
 from tests.show.report.results import Page, store_of
 
 
-def test_one_file_holds_the_front_page_and_leads_nowhere_else(made, tmp_path):
+def test_one_file_holds_the_front_page_and_leads_to_the_notebooks_beside_it(made, tmp_path):
     file = building.publish(store_of(made.parent), tmp_path / 'docs' / 'report.html')
     page = Page(file)
-    assert all(link.startswith('#') and link[1:] in page.ids for link in page.links)
+    assert {link for link in page.links if not link.startswith('#')} == {'notebooks/fig4.html'}    # the others failed,
+    assert all(link[1:] in page.ids for link in page.links if link.startswith('#'))                # or are of a sweep
+    book = Page(file.parent / 'notebooks' / 'fig4.html')
+    assert {link for link in book.links if not link.startswith('#')} == {'../report.html'}
+    assert all(load.startswith('data:') for load in book.loads)
     assert all(load.startswith('data:') for load in page.loads)
     assert not re.search(r'<script|<iframe|@import|url\((?!data:)', file.read_text())
     assert 'Table I: The methods compared' in page.words
@@ -22,6 +27,15 @@ def test_one_file_holds_the_front_page_and_leads_nowhere_else(made, tmp_path):
     assert file.stat().st_size < single.MOST_BYTES
     assert building.publish(store_of(made.parent)) == made / 'report.html'
     (made / 'report.html').unlink()
+    shutil.rmtree(made / 'notebooks')
+
+
+def test_notebooks_that_were_published_before_stay_linked(copy):
+    """A clone has their pages and not the executed copies."""
+    place, _ = copy
+    building.publish(store_of(place.parent))
+    (place / 'fig4.ipynb').unlink()
+    assert Page(building.publish(store_of(place.parent))).links.keys() >= {'notebooks/fig4.html'}
 
 
 @pytest.fixture
@@ -35,7 +49,7 @@ def noise(tmp_path):
 
 def test_a_picture_that_is_too_large_is_shown_the_smaller_and_told(noise, caplog):
     sources = {name: [noise / f'{name}.png'] for name in ('large', 'small')}
-    small = single._uri((noise / 'small.png').read_bytes(), '.png')
+    small = single.uri((noise / 'small.png').read_bytes(), '.png')
     file = single.write(noise / 'page.html', sources, lambda inside: ' '.join(inside.values()))
     assert file.stat().st_size <= single.MOST_BYTES
     assert small in file.read_text()

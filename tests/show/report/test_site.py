@@ -105,7 +105,7 @@ def test_runs_of_other_versions_are_told(made, copy, monkeypatch):
     place, build = copy
     site = build()
     count = len(list((place / 'runs').iterdir()))
-    assert (f'○ {count} runs were made with other versions than are installed now: see runs'
+    assert (f'{count} runs were made with other versions than are installed now: see runs'
             in Page(site / 'index.html').words)
     assert 'torch 2.0; ○ made with torch 2.0, now ' in Page(site / 'runs' / 'retinanet-amd-s0.html').words
     monkeypatch.setattr(fingerprints, 'other_versions', lambda _: '')
@@ -119,7 +119,7 @@ def test_kept_records_of_runs_that_are_not_here_are_told_and_count(copy):
         shutil.move(place / 'runs' / run, place / 'records' / run)
     site = build()
     index = Page(site / 'index.html').words
-    assert '○ 2 runs were not made here: their records were kept.' in index
+    assert 'Of 2 runs not the run itself is here but the kept record' in index
     assert 'not what the record' not in index
     page = Page(site / 'runs' / 'retinanet-amd-s0.html')
     assert 'not made here, its record was kept' in page.words
@@ -239,14 +239,26 @@ def test_tables_of_pandas_stay_tables(copy):
 
 def test_the_front_page_says_what_is_missing_and_how_to_make_it(site):
     text = ' '.join(Page(site / 'index.html').text.split())
+    missing = text.partition('Not made yet Table')[2]
     for name in ('table3', 'table4', 'table6', 'fig1', 'fig3'):
-        assert f'Not made yet: make reproduce-{name}' in text
-    assert 'Not made yet: make reproduce-fig4' not in text
-    assert 'Not made yet: make reproduce-table1' not in text
+        assert f': make reproduce-{name} ' in f'{missing} '
+    assert 'make reproduce-fig4' not in missing
+    assert 'make reproduce-table1' not in missing
     assert '8 images & <more>' in text
     assert 'It cannot show <b>much</b>.' in text
     assert 'fig3.failed.ipynb ⚠' in text
     assert 'ZeroDivisionError: division by zero' in text
+
+
+def test_a_notebook_alone_is_a_page_of_its_own(copy):
+    place, build = copy
+    file = building.page_of_notebook(store_of(place.parent), place / 'fig4.ipynb')
+    assert file == place / 'report' / 'notebooks' / 'fig4.html'
+    page = Page(file)
+    assert page.links.keys() == {'#main'}       # no report is there
+    assert all(load.startswith('data:') for load in page.loads)
+    build()
+    assert '../index.html' in Page(building.page_of_notebook(store_of(place.parent), place / 'fig4.ipynb')).links
 
 
 def test_notebooks_have_their_equations_and_pictures(site):
@@ -256,7 +268,7 @@ def test_notebooks_have_their_equations_and_pictures(site):
     assert '<mtable>' in source
     assert '$' not in page.text
     assert r'<code class="latex">\foo</code>' in source     # what MathML cannot say is shown as it was written
-    assert [load for load in page.loads if load.startswith('data:image/png;base64,')]
+    assert [load for load in page.loads if load.startswith('data:image/webp;base64,')]
     assert 'in words' in page.text
     assert 'require()' not in page.text
     assert 'x < 1' in page.text

@@ -23,8 +23,8 @@ def test_it_shows_the_mask_and_each_claim_beside_the_papers():
     claim = next(claim for claim in CLAIMS if (claim.row, claim.over) == ('amd', 'mgd') and claim.section)
     line = Judged(claim, 'retinanet', 'primary', -1.25, -1.5, -1.0, 8, 'worse')
     *upper, lower = drawn([line])
-    assert [axis.get_title() for axis in upper] == ['a scene', "the teacher's attention A over it",
-                                                    'orange: masked, A > 1']
+    assert [axis.get_title() for axis in upper] == [
+        'a scene', "the teacher's attention A: 0.0 to 2.0 (yellow)", 'orange: masked, A > 1']
     masked = upper[2].get_images()[1].get_array()
     assert int(np.isfinite(np.ma.filled(masked, np.nan)).sum()) == 12      # of 24 positions
     assert [text.get_text() for text in lower.texts] == ['-1.25 [-1.50, -1.00]  \nthe opposite here']

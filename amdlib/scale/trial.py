@@ -1,0 +1,207 @@
+"""One detector tried: built with random weights, its own loss, what its heads receive, and one distillation step.
+
+Student and teacher are the same detector, drawn apart; the step is the detector's own loss plus AMD's on what the neck
+hands to the heads.
+"""
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mmdet
+import numpy as np
+import torch
+from mmdet.registry import MODELS
+from mmdet.testing import demo_mm_inputs
+from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
+from mmengine.registry import init_default_scope
+from mmengine.structures import InstanceData
+from torch import Tensor, nn
+
+from amdlib.methods import find_method
+
+SHIPPED = Path(mmdet.__file__).parent / '.mim'      # mmdet's configs, in its wheel
+
+STAGES = ('builds', 'loss', 'handed', 'distils')
+"""How far a detector can come: it is built; its own loss is finite; the features that are taken are what its heads
+receive; the backbone gets a gradient from the distillation loss and a step changes its weights."""
+
+LONGEST = 200       # characters of a reason
+REGIONS = 64        # that are sampled a picture
+
+
+# ---- the detector and its picture -------------------------------------------------------------------------------
+
+def lightened(config: Any) -> Any:
+    """A model's config that fetches nothing, pads to no fixed size, samples few regions, and whose files are those of
+    mmdet's wheel."""
+    if isinstance(config, dict):
+        light = {key: lightened(value) for key, value in config.items() if key != 'batch_augments'}
+        light |= {key: None for key in light if key in ('pretrained', 'teacher_ckpt')}
+        if 'Pretrained' in str(light.get('init_cfg')):
+            light['init_cfg'] = None
+        if 'pos_fraction' in light:     # a sampler; heads of two stages take half a minute with 512 regions
+            light['num'] = min(light['num'], REGIONS)
+        return type(config)(light)
+    if isinstance(config, (list, tuple)):
+        return type(config)(lightened(value) for value in config)
+    return str(SHIPPED / config) if str(config).startswith('configs/') else config
+
+
+def build(config: Config, seed: int) -> nn.Module:
+    """The detector of a config with weights drawn from `seed`."""
+    torch.manual_seed(seed)
+    model = MODELS.build(lightened(config.model))
+    model.init_weights()
+    return revert_sync_batchnorm(model)
+
+
+def pictures(config: Config, px: int) -> dict[str, Any]:
+    """Two random pictures with boxes, masks, classes of pixels and proposals, as a data loader gives them."""
+    # HTC and SCNet compare classes of pixels at the size of a level, to which their pipelines shrink them.
+    scales = re.findall(r"'SegRescale',\s*'scale_factor': ([\d.]+)", str(config.get('train_pipeline')))
+    np.random.seed(0)
+    batch = demo_mm_inputs(2, (3, px, px), num_items=[3, 2], num_classes=8, with_mask=True, with_semantic=True,
+                           sem_seg_output_strides=round(1 / float(scales[0])) if scales else 1)
+    for sample in batch['data_samples']:
+        boxes = sample.gt_instances.bboxes
+        sample.proposals = InstanceData(bboxes=boxes + torch.rand_like(boxes), scores=torch.ones(len(boxes)))
+    return batch
+
+
+# ---- what the head receives -------------------------------------------------------------------------------------
+
+@contextlib.contextmanager
+def features_handed(model: nn.Module) -> Iterator[list[Tensor]]:
+    """What the neck of a detector hands to its heads, or where there is none the backbone, while the block runs: its
+    feature maps (N, C, H, W) in their order, of its last pass."""
+    found: list[Tensor] = []
+    neck = getattr(model, 'neck', None)
+
+    def keep(_module: nn.Module, _inputs: tuple, output: Any) -> None:
+        found[:] = feature_maps(output)
+    handle = (model.backbone if neck is None else neck).register_forward_hook(keep)
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+def feature_maps(value: Any) -> list[Tensor]:
+    """The feature maps (N, C, H, W) in a tensor, tuple, list or dict, in their order."""
+    if isinstance(value, Tensor):
+        return [value] if value.dim() == 4 and value.is_floating_point() else []
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return [found for each in values for found in feature_maps(each)]
+
+
+@contextlib.contextmanager
+def features_received(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
+    """The feature maps that reach a detector's heads while the block runs, by the function that is first given some.
+
+    Heads are all of the detector's parts but backbone and neck; a transformer that is the detector's own, as of DETR,
+    counts as one. Found without looking at what the neck hands on.
+    """
+    received: dict[str, list[Tensor]] = {}
+    heads = [(name, part) for name, part in model.named_children()
+             if name not in ('data_preprocessor', 'backbone', 'neck')]
+    doors = [(head, name, f'{part}.{name}') for part, head in heads for name in ('loss', 'loss_and_predict')]
+    doors.append((model, 'forward_transformer', 'forward_transformer'))
+    doors = [door for door in doors if hasattr(*door[:2])]
+
+    def watched(door: Any, label: str) -> Any:
+        def enter(*args: Any, **keywords: Any) -> Any:
+            maps = feature_maps([*args, keywords])
+            if maps:
+                received.setdefault(label, maps)
+            return door(*args, **keywords)
+        return enter
+    for owner, name, label in doors:
+        object.__setattr__(owner, name, watched(getattr(owner, name), label))
+    try:
+        yield received
+    finally:
+        for owner, name, _ in doors:
+            object.__delattr__(owner, name)
+
+
+# ---- one step ---------------------------------------------------------------------------------------------------
+
+def try_detector(file: Path, px: int) -> dict[str, Any]:
+    """Take one distillation step with the detector of a config: how far it came (`stage`, of STAGES), why no further
+    (`reason`), and what was found on the way."""
+    found: dict[str, Any] = {'config': f'{file.parent.name}/{file.stem}', 'px': px, 'stage': ''}
+    try:
+        for stage, more in zip(STAGES, _stages(file, px), strict=True):
+            found |= {'stage': stage, **more}
+    except Exception as error:      # whatever a detector raises is its reason
+        found['reason'] = reason_of(error)
+    return found
+
+
+def reason_of(error: BaseException) -> str:
+    """An error in a line; of an import that failed, the first that did."""
+    while isinstance(error, ImportError) and (error.__cause__ or error.__context__):
+        error = error.__cause__ or error.__context__
+    words = ' '.join(str(error).split()) or 'without a word'
+    return f'{type(error).__name__}: {words[:LONGEST]}'
+
+
+def _stages(file: Path, px: int) -> Iterator[dict[str, Any]]:
+    """What is found at each of STAGES."""
+    config = Config.fromfile(file)
+    init_default_scope(config.get('default_scope', 'mmdet'))
+    student, teacher = (build(config, seed) for seed in (0, 1))
+    student, teacher = student.train(), teacher.eval().requires_grad_(False)
+    names = {part: type(getattr(student, part, None)).__name__ for part in ('backbone', 'neck')}
+    yield {'detector': type(student).__name__, 'backbone': names['backbone'],
+           'neck': '' if names['neck'] == 'NoneType' else names['neck']}
+
+    batch = student.data_preprocessor(pictures(config, px), training=True)
+    inputs, samples = batch['inputs'], batch['data_samples']
+    with features_handed(student) as f_s, features_received(student) as received:
+        detection, _ = student.parse_losses(student.loss(inputs, samples))
+    need(torch.isfinite(detection), f'the loss is {detection:g}')
+    yield {'detection': float(detection)}
+
+    by_door = {door: [i for i, f in enumerate(f_s) if any(f is one for one in maps)] for door, maps in received.items()}
+    missed = set(range(len(f_s))).difference(*by_door.values())
+    need(f_s and not missed, f'of {len(f_s)} levels that are handed on, {sorted(missed)} reach no head; heads are '
+                             f'{", ".join(received) or "given none"}')
+    used = torch.autograd.grad(detection, f_s, retain_graph=True, allow_unused=True)
+    yield {'strides': [round(px / f.shape[2]) for f in f_s], 'channels': [f.shape[1] for f in f_s],
+           'received_by': [door for door, levels in by_door.items() if levels],
+           'in_loss': [i for i, gradient in enumerate(used) if gradient is not None and gradient.any()]}
+
+    with torch.no_grad(), features_handed(teacher) as f_t:
+        teacher.extract_feat(inputs)
+    distillation, losses = _distillation(f_s, f_t, samples)
+    weights = [weight for weight in student.backbone.parameters() if weight.requires_grad]
+    gradient = torch.stack([one.norm() for one in torch.autograd.grad(
+        distillation, weights, retain_graph=True, allow_unused=True, materialize_grads=True)]).norm()
+    need(gradient.isfinite() and gradient > 0, f"the distillation loss's gradient on the backbone is {gradient:g}")
+    before = [weight.detach().clone() for weight in weights]
+    every = [weight for part in (student, *losses) for weight in part.parameters() if weight.requires_grad]
+    optimizer = torch.optim.SGD(every, lr=1e-4)
+    (detection + distillation).backward()
+    optimizer.step()
+    need(any(not torch.equal(old, new) for old, new in zip(before, weights, strict=True)), 'the step moved no weight')
+    yield {'distillation': float(distillation), 'gradient': float(gradient)}
+
+
+def _distillation(f_s: list[Tensor], f_t: list[Tensor], samples: list) -> tuple[Tensor, list[nn.Module]]:
+    """AMD's loss over all levels, and its modules."""
+    need(len(f_s) == len(f_t), f'{len(f_s)} levels of the student, {len(f_t)} of the teacher')
+    boxes, shapes = [s.gt_instances.bboxes for s in samples], [tuple(s.img_shape) for s in samples]
+    losses = [find_method('amd')(s.shape[1], t.shape[1]) for s, t in zip(f_s, f_t, strict=True)]
+    return sum(loss(s, t, boxes, shapes) for loss, s, t in zip(losses, f_s, f_t, strict=True)), losses
+
+
+def need(what: Any, reason: str) -> None:
+    """Errors: ValueError with the reason unless `what` holds."""
+    if not what:
+        raise ValueError(reason)

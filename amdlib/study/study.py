@@ -1,0 +1,259 @@
+"""A study: data, a pair of detectors, methods, a schedule, seeds; what of it is trained, and what came of it."""
+from __future__ import annotations
+
+import functools
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from amdlib import methods as all_methods
+from amdlib.datasets import CHOICES, prepare
+from amdlib.errors import SettingError
+from amdlib.paper.profiles import Profile
+from amdlib.paper.rows import Row, row_of
+from amdlib.runs import adapt
+from amdlib.runs.batch import run_missing
+from amdlib.runs.originals import get_config
+from amdlib.runs.recipe import Means, own_settings
+from amdlib.runs.run import Run
+from amdlib.runs.store import Store
+from amdlib.show.intervals import OnImages
+from amdlib.show.stats import METRICS
+from amdlib.show.tables import as_markdown, write_markdown
+from amdlib.show.verdicts import interval, judge, pair_up
+from amdlib.study.pair import Pair, pair
+from amdlib.words import number, some
+
+REFERENCE_RMS = 0.5     # ASSUMPTION reference: as at `mini`, see docs/assumptions.md
+CAN_SHOW = 'A pair of your own on data of your own. One seed says nothing about another run of the method.'
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is asked; None: as the student's config has it.
+
+    Args:
+        data: a folder in a format that `datasets` reads.
+        student, teacher: configs of mmdet (`mmdet::folder/name.py`) or files of the user's; they stay whole.
+        methods: names, or 'path/to/file.py:ClassName', each a row.
+        teacher_weights: any mmdet checkpoint of the teacher; None: it is trained here first.
+        student_backbone: a file with first weights of the student's backbone.
+        scratch: nothing is pre-trained, whatever the configs say.
+        epochs, teacher_epochs, batch_size, lr: of the schedule, whose shape stays the config's.
+        size: the longer side in px that pictures are fitted into.
+        seeds: of the students.
+        controls: 'inherit' and the masks' controls, such as 'amd-permuted', by the names of rows.
+        settings: of every run, as for `run --set`.
+        choice: how the folder is read, such as split=0.8.
+        results: where runs and tables go; None: `results` where the user works.
+        name: of the study; part of the results' path.
+    Errors: SettingError for what is unknown or does not fit.
+    """
+    data: str
+    student: str
+    teacher: str
+    methods: tuple[str, ...] = ('amd',)
+    teacher_weights: str | None = None
+    student_backbone: str | None = None
+    scratch: bool = False
+    epochs: int | None = None
+    teacher_epochs: int | None = None
+    batch_size: int | None = None
+    lr: float | None = None
+    size: int | None = None
+    seeds: tuple[int, ...] = (0,)
+    controls: tuple[str, ...] = ()
+    settings: Mapping[str, Any] | None = None
+    choice: Mapping[str, Any] | None = None
+    results: str | None = None
+    name: str = 'study'
+
+    def __post_init__(self) -> None:
+        for name in ('epochs', 'teacher_epochs', 'batch_size', 'size'):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise SettingError(f'{name}={value!r}: expected a whole number above 0')
+        if not self.seeds or not all(type(seed) is int and 0 <= seed < 2 ** 31 for seed in self.seeds):
+            raise SettingError(f'seeds={self.seeds!r}: expected whole numbers, such as 0, 1, 2')
+        for name in self.methods:
+            all_methods.find_method(name)
+        if not self.name.replace('-', '').replace('_', '').isalnum():
+            raise SettingError(f'name={self.name!r}: expected letters, digits, - and _')
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], home: Path = Path()) -> Study:
+        """From plain values by the names above; paths are relative to `home`. Errors: SettingError."""
+        known = {one.name for one in fields(cls)}
+        given = {key.replace('-', '_'): value for key, value in values.items()}
+        choice = {key: given.pop(key) for key in CHOICES if key in given}
+        if unknown := sorted(given.keys() - known):
+            raise SettingError(f'a study has no {unknown[0]!r}; it has: {", ".join(sorted(known | set(CHOICES)))}')
+        if lacking := [key for key in ('data', 'student', 'teacher') if not given.get(key)]:
+            raise SettingError(f'a study needs {", ".join(lacking)}')
+        for key in ('methods', 'seeds', 'controls'):
+            if key in given:
+                value = given[key].split(',') if isinstance(given[key], str) else given[key]
+                given[key] = tuple(value) if isinstance(value, Iterable) else (value,)
+        for key in ('data', 'teacher_weights', 'student_backbone', 'results'):
+            if given.get(key):
+                given[key] = str((home / given[key]).absolute())
+        given['methods'] = tuple(str((home / name).absolute()) if all_methods.is_outside(name) else name
+                                 for name in given.get('methods', ('amd',)))
+        for key in ('student', 'teacher'):
+            if '::' not in given[key]:
+                given[key] = str((home / given[key]).absolute())
+        return cls(**given, choice={**(given.pop('choice', None) or {}), **choice})
+
+    @classmethod
+    def read(cls, file: str | Path) -> Study:
+        """A TOML file with the names above as keys. Errors: SettingError."""
+        file = Path(file)
+        try:
+            values = tomllib.loads(file.read_text(encoding='utf-8-sig'))
+        except (OSError, ValueError) as error:
+            raise SettingError(f'{file}: not readable as TOML: {error}') from None
+        return cls.of({'name': file.stem, **values}, file.absolute().parent)
+
+    # ---- what is trained --------------------------------------------------------------------------------------------
+
+    @functools.cached_property
+    def store(self) -> Store:
+        """Where its runs lie; the data set is made or checked first."""
+        results = Path(self.results or 'results').absolute()
+        dataset = prepare('folder', self.data, results / 'data', **(self.choice or {}))
+        return Store(self._profile(), dataset, results, Means(), Path(self.data))
+
+    @functools.cached_property
+    def pair(self) -> Pair:
+        """The two detectors, looked at."""
+        return pair(self.student, self.teacher, self.store.dataset.classes, self.teacher_weights, self.scratch)
+
+    @functools.cached_property
+    def profile(self) -> Profile:
+        """The same with what is known once the detectors were looked at."""
+        channels = [teacher for _, teacher in self.pair.channels]
+        return replace(self._profile(), neck_channels=round(sum(channels) / len(channels)))
+
+    def _profile(self) -> Profile:
+        cfg = get_config(self.student)
+        own_px = adapt.image_px(self.student)
+        image_px = own_px if self.size is None else tuple(round(side * self.size / max(own_px)) for side in own_px)
+        epochs = self.epochs or adapt.epochs_of(self.student)
+        return Profile(
+            self.name, image_px, 'folder', self.batch_size or cfg.train_dataloader.batch_size,
+            {'student': epochs, 'teacher': self.teacher_epochs or self.epochs or adapt.epochs_of(self.teacher)},
+            lr_images=cfg.get('auto_scale_lr', {}).get('base_batch_size', 16), workers=0, arm='alone',
+            reference_rms=REFERENCE_RMS, can_show=CAN_SHOW)
+
+    @property
+    def rows(self) -> list[Row]:
+        """Baseline, controls, methods; the teacher comes along with them."""
+        names = dict.fromkeys(['teacher', 'baseline', *self.controls, *map(all_methods.absolute, self.methods)])
+        return [row_of(self.pair.group, name) for name in names]
+
+    def runs(self) -> list[Run]:
+        """Every row with every seed; the teacher has seed 0."""
+        given = {'lr': self.lr, 'backbone': self.student_backbone, 'teacher_checkpoint': self.teacher_weights,
+                 **(self.settings or {})}
+        found = {}
+        for row in self.rows:
+            for seed in self.seeds:
+                if row.is_teacher:
+                    run = Run.of(row_of(self.pair.group, 'amd'), self.profile, 0,
+                                 own_settings(row_of(self.pair.group, 'amd'), given)).teacher()
+                else:
+                    run = Run.of(row, self.profile, seed, own_settings(row, given))
+                found[run] = None
+        return list(found)
+
+    def run(self, **means: Any) -> Study:
+        """Train what is missing; `means` of `Means`, such as jobs=2."""
+        run_missing(self.runs(), self._store(means))
+        return self
+
+    def _store(self, means: Mapping[str, Any]) -> Store:
+        store = replace(self.store, profile=self.profile)
+        return store.with_means(**means) if means else store
+
+    # ---- what came of it --------------------------------------------------------------------------------------------
+
+    def table(self, resamples: int = 1000) -> pd.DataFrame:
+        """A line a row: mAP, its difference to the baseline with a 95 % interval, the verdict, other numbers.
+
+        With one seed the interval is about these checkpoints on other pictures, with several about the method on
+        another run. Errors: RunError naming every run that is not done.
+        """
+        store = self._store({})
+        runs = self.runs()
+        records = store.collect(runs)
+        on_images = OnImages(store, runs, resamples)
+        lines = []
+        for row in self.rows:
+            own = records[records.row == row.name]
+            line = {'': row.label, 'mAP': number(own.mAP.astype(float).mean(), '.1f')}
+            if row.kind not in ('teacher', 'baseline'):
+                found = judge(pair_up(records, row.group.name, row.name, 'baseline'), 'mAP', on_images)
+                line |= {'gain': interval(pd.Series(found._asdict())), 'verdict': found.verdict}
+            lines.append(line | {name: number(own[name].astype(float).mean(), '.1f') for name in METRICS[1:]})
+        return pd.DataFrame(lines).fillna('')
+
+    def write(self) -> Path:
+        """Write the table, what it compares and what it can show, beside the runs; return its path."""
+        table, dataset = self.table(), self.store.dataset
+        notes = [*(f'- {note}' for note in dataset.notes), f'- {CAN_SHOW}']
+        return write_markdown(self.store.folder / 'table.md', [
+            f'# {self.pair.group.student_label} <- {self.pair.group.teacher_label}, {dataset.name}', as_markdown(table),
+            '\n'.join(notes), self.describe()])
+
+    def export(self, row: str, seed: int | None = None, output: str | Path | None = None) -> dict[str, Path]:
+        """A row's detector as files for stock mmdet (see `scale.export`): config, weights, card.
+
+        Args:
+            row: such as 'amd', 'baseline' or the name of a loss of yours.
+            seed: of the student; default: the first.
+        Errors: SettingError for a row that the study lacks; RunError where it is not done.
+        """
+        from amdlib.scale.export import export
+        names = {run.row.name for run in self.runs()}
+        wanted = [run for run in self.runs() if run.row.name == row and seed in (None, run.seed)]
+        if not wanted:
+            raise SettingError(f'the study has no {row!r}{"" if seed is None else f" of seed {seed}"}; it has: '
+                               f'{", ".join(sorted(names))}')
+        return export(wanted[0].id, self._store({}), made=wanted[0], output=output)
+
+    def status(self) -> list[str]:
+        """A line a run: its state and why."""
+        store = self._store({})
+        lines = []
+        for run in self.runs():
+            found = store.state(run)
+            told = f'{number(found.record["numbers"]["mAP"])} mAP' if found.name == 'done' else found.why
+            lines.append(f'{run.id}  {found.name}  {told}')
+        return lines
+
+    def describe(self) -> str:
+        """The pair, and how the Configs differ from the user's."""
+        student = next(run for run in self.runs() if run.row.kind == 'baseline')
+        return '\n'.join([self.pair.describe(), '', 'changed in the student\'s config:',
+                          *(f'  {line}' for line in adapt.changes(student, self.store.dataset))])
+
+
+def distill(data: str | Path, student: str, teacher: str, *methods: str, **more: Any) -> Study:
+    """Train a study and return it: `distill('photos', 'mmdet::gfl/...', 'teacher.py', 'amd', epochs=12).table()`.
+
+    Args:
+        more: of `Study` and `Means`, such as teacher_weights, size, seeds=(0, 1, 2), split=0.8, jobs=2.
+    """
+    means = {one.name: more.pop(one.name) for one in fields(Means) if one.name in more}
+    asked = {'data': str(data), 'student': student, 'teacher': teacher, **more}
+    return Study.of({**asked, 'methods': methods or ('amd',)}).run(**means)
+
+
+def missing(study: Study) -> str:
+    """Which runs are to do, in words."""
+    left = [run.id for run in study.runs() if study._store({}).state(run).name != 'done']
+    return f'{len(left)} to do: {some(left)}' if left else 'all done'

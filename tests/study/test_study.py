@@ -1,0 +1,220 @@
+"""study.py: what is asked, what is trained for it, and the table; and the configs that runs.adapt makes."""
+import json
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+import torch
+
+from amdlib.cli import main
+from amdlib.errors import SettingError
+from amdlib.paper.pairs import Group
+from amdlib.paper.rows import row_of
+from amdlib.runs import adapt
+from amdlib.runs.config import config
+from amdlib.runs.originals import config_digest, get_config
+from amdlib.runs.run import Run
+from amdlib.runs.train import train
+from amdlib.study.study import Study
+from amdlib.weights.reading import read_weights
+from tests.conftest import OWN
+
+
+@pytest.fixture
+def run_of(dataset, asked):
+    """Config of mmdet's, and what differs in the profile -> the baseline's run; no detector is built."""
+    def make(name, **changes):
+        study = Study.of(asked(student=name, teacher=name, size=changes.pop('size', 320), epochs=30))
+        group = Group('own', 'a', 'b', name, name, '', levels=(0,), places=((0, 0),), own=True)
+        return Run.of(row_of(group, 'baseline'), replace(study._profile(), **changes))
+    return make
+
+
+# ---- configs ------------------------------------------------------------------------------------------------------
+
+def test_rtmdet_keeps_its_stages_and_its_proportions(run_of, dataset):
+    cfg = config(run_of('mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py'), dataset)
+    steps = {step.type: step for step in cfg.train_dataloader.dataset.pipeline}
+    assert steps['CachedMosaic'].img_scale == (320, 320)
+    assert steps['RandomResize'].scale == (640, 640)
+    assert steps['RandomCrop'].crop_size == steps['Pad'].size == (320, 320)
+    assert steps['RandomResize'].ratio_range == (0.5, 2.0)
+    assert list(steps)[0] == 'SeedPicture'
+    switch = next(hook for hook in cfg.custom_hooks if hook.type == 'PipelineSwitchHook')
+    assert switch.switch_epoch == 28
+    assert [step.type for step in switch.switch_pipeline[:3]] == ['SeedPicture', 'LoadImageFromFile', 'LoadAnnotations']
+    assert next(step for step in switch.switch_pipeline if step.type == 'RandomCrop').crop_size == (320, 320)
+    assert cfg.param_scheduler[1].begin == 15
+    assert cfg.param_scheduler[1].end == 30
+    assert cfg.param_scheduler[0].end == 1000      # in steps: left as it is
+    assert cfg.model.bbox_head.num_classes == len(dataset.classes)
+    assert [hook.type for hook in cfg.custom_hooks] == ['EMAHook', 'PipelineSwitchHook', 'KeepAverageHook']
+
+
+def test_yolox_a_data_set_within_another_and_its_batches(run_of, dataset):
+    cfg = config(run_of('mmdet::yolox/yolox_s_8xb8-300e_coco.py'), dataset)
+    outer = cfg.train_dataloader.dataset
+    assert outer.type == 'MultiImageMixDataset'
+    assert outer.dataset.ann_file == str(dataset.train_ann)
+    assert outer.dataset.pipeline[0].type == 'SeedPicture'
+    assert {step.type: step for step in outer.pipeline}['RandomAffine'].border == (-160, -160)
+    assert cfg.model.data_preprocessor.batch_augments[0].random_size_range == (256, 384)   # near 240 and 400
+    assert cfg.custom_hooks[0].num_last_epochs == 2
+    assert cfg.auto_scale_lr.base_batch_size == 64
+    assert [part.end for part in cfg.param_scheduler] == [1, 28, 30]
+
+
+def test_classes_in_every_head_and_none_in_the_backbone(run_of, dataset):
+    cfg = config(run_of('mmdet::cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py'), dataset)
+    assert [head.num_classes for head in cfg.model.roi_head.bbox_head] == [len(dataset.classes)] * 3
+
+
+def test_transforms_within_transforms_are_resized(run_of, dataset):
+    cfg = config(run_of('mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py', size=1333 // 2), dataset)
+    choice = next(step for step in cfg.train_dataloader.dataset.pipeline if step.type == 'RandomChoice')
+    assert choice.transforms[0][0].scales[0] == (240, 666)
+    assert cfg.optim_wrapper.clip_grad == dict(max_norm=0.1, norm_type=2)
+    assert cfg.param_scheduler[0].milestones == [24]
+
+
+def test_a_schedule_that_knows_no_epochs_is_refused(home, asked):
+    file = home / 'iterations.py'
+    file.write_text(f"_base_ = {str(home / 'small.py')!r}\n"
+                    "train_cfg = dict(_delete_=True, type='IterBasedTrainLoop', max_iters=100)")
+    with pytest.raises(SettingError, match='its schedule has no epochs'):
+        Study.of(asked(student=str(file))).describe()
+
+
+def test_what_is_changed_is_told_and_nothing_else(asked):
+    told = Study.of(asked()).describe()
+    assert 'model.bbox_head.num_classes: 80 -> ' in told
+    assert 'train_cfg.max_epochs: 12 -> 1' in told
+    for kept in ('optim_wrapper', 'neck', 'loss_cls', 'nms'):
+        assert kept not in told.partition('changed')[2]
+
+
+def test_a_teacher_and_a_student_of_other_paddings(asked, home):
+    wide = home / 'wide.py'
+    wide.write_text(f"_base_ = {str(home / 'large.py')!r}\nmodel = dict(data_preprocessor=dict(pad_size_divisor=48))")
+    study = Study.of(asked(teacher=str(wide)))
+    run = next(run for run in study.runs() if run.row.method)
+    assert config(run, study.store.dataset).model.student.data_preprocessor.pad_size_divisor == 96
+
+
+# ---- what is asked ------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(('changes', 'told'), [
+    ({'epoch': 3}, "a study has no 'epoch'; it has: batch_size"), ({'student': ''}, 'a study needs student'),
+    ({'epochs': 0}, 'epochs=0: expected a whole number above 0'), ({'seeds': ['a']}, r"seeds=\('a',\): expected whole"),
+    ({'methods': ['adm']}, "unknown method 'adm'"), ({'name': '../x'}, "name='../x': expected letters"),
+    ({'settings': {'phy': 1}}, "a table has no setting 'phy'"), ({'controls': ['nothing']}, "unknown row 'nothing'")])
+def test_what_is_wrong_is_told_before_anything_is_trained(asked, changes, told):
+    with pytest.raises(SettingError, match=told):
+        Study.of(asked(**changes)).runs()
+
+
+def test_a_toml_file_and_its_relative_paths(home, asked):
+    file = home / 'mine.toml'
+    file.write_text('data = "data"\nstudent = "small.py"\nteacher = "large.py"\nmethods = ["amd", "mgd"]\n'
+                    'seeds = [0, 1]\nscratch = true\nepochs = 2\nsplit = 0.8\n[settings]\nfactor = 0.5\n')
+    study = Study.read(file)
+    assert (study.name, study.data, study.student) == ('mine', str(home / 'data'), str(home / 'small.py'))
+    assert study.choice == {'split': 0.8}
+    file.write_text('data = ')
+    with pytest.raises(SettingError, match='not readable as TOML'):
+        Study.read(file)
+
+
+def test_a_run_goes_through_a_job_file_as_it_is(asked):
+    for run in Study.of(asked(methods=['amd', 'mgd'], controls=['inherit', 'amd-permuted'], seeds=[3])).runs():
+        assert Run.from_dict(json.loads(json.dumps(run.to_dict()))) == run
+
+
+# ---- all of it ----------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope='module')
+def finished(home, tmp_path_factory):
+    """A study of a teacher, two students and a loss of the user's, trained for an epoch."""
+    (home / 'own.py').write_text(OWN)
+    file = home / 'whole.toml'
+    file.write_text(f'data = "data"\nstudent = "small.py"\nteacher = "large.py"\nmethods = ["amd", "own.py:Own"]\n'
+                    f'scratch = true\nsize = 64\nepochs = 1\nbatch_size = 4\n'
+                    f'results = {str(tmp_path_factory.mktemp("results"))!r}\n')
+    before = torch.get_num_threads()
+    study = Study.read(file)
+    for run in study.runs():
+        train(run, study._store({}))
+    torch.set_num_threads(before)
+    return file, study
+
+
+def test_a_study_ends_with_a_table_and_plain_checkpoints(finished):
+    _, study = finished
+    table = study.table(resamples=20)
+    assert table.iloc[:, 0].tolist() == ['Teacher', 'baseline', 'AMD', 'Own']
+    assert table.gain.tolist()[:2] == ['', '']
+    assert isinstance(table, pd.DataFrame)
+    run = next(run for run in study.runs() if run.row.name == 'amd')
+    record = study._store({}).record(run)
+    names = set(read_weights(study._store({}).weights(run)))
+    assert {name.split('.')[0] for name in names} == {'backbone', 'neck', 'bbox_head'}
+    assert record['config']['model']['student_module'] == 'auto'
+    scales = record['config']['model']['scales']
+    assert len(scales) == 5
+    assert all(scale > 0 for scale in scales)
+    assert 'home' not in json.dumps(record['config'])
+
+
+def test_an_exported_student_is_read_by_stock_mmdet(finished, tmp_path):
+    _, study = finished
+    written = study.export('amd', output=tmp_path)
+    from mmdet.apis import inference_detector, init_detector
+    model = init_detector(str(written['config']), str(written['weights']), device='cpu')
+    picture = next(study.store.dataset.test_images.iterdir())
+    assert model.dataset_meta['classes'] == study.store.dataset.classes
+    assert inference_detector(model, str(picture)).pred_instances.bboxes.shape[1] == 4
+    assert 'amdlib' not in written['config'].read_text()
+    with pytest.raises(SettingError, match="the study has no 'mgd'; it has: amd, baseline, own.Own, teacher"):
+        study.export('mgd')
+
+
+def test_the_command_line_finds_it_done_and_a_changed_config_makes_it_stale(finished, capsys):
+    file, study = finished
+    assert main(['run', str(file)]) == 0
+    told = capsys.readouterr().out
+    assert 'open ' in told
+    assert '| AMD ' in told
+    assert (study.store.folder / 'table.md').is_file()
+    assert main(['status', str(file)]) == 0
+    assert 'all done' in capsys.readouterr().out
+    assert main(['check', str(file)]) == 0
+    assert 'all done' in capsys.readouterr().out
+    config_file = file.parent / 'small.py'
+    text = config_file.read_text()
+    config_file.write_text(f'{text}\noptim_wrapper = dict(optimizer=dict(weight_decay=0.5))\n')
+    for cached in (get_config, config_digest):
+        cached.cache_clear()
+    try:
+        assert main(['status', str(file)]) == 0
+        assert 'stale  made with other settings' in capsys.readouterr().out
+    finally:
+        config_file.write_text(text)
+        for cached in (get_config, config_digest):
+            cached.cache_clear()
+
+
+def test_a_given_teacher_of_other_classes_is_used_and_not_evaluated(finished, asked, home, tmp_path):
+    _, study = finished
+    own = study.runs()[0]
+    weights = {name: value for name, value in read_weights(study._store({}).weights(own)).items()}
+    for name in [name for name in weights if 'gfl_cls' in name]:
+        weights[name] = torch.zeros(80, *weights[name].shape[1:])
+    file = tmp_path / 'best.pth'
+    torch.save({'state_dict': weights, 'meta': {'CLASSES': ['person']}}, file)
+    given = Study.of(asked(teacher_weights=str(file)))
+    teacher = given.runs()[0]
+    record = train(teacher, given._store({}))
+    assert set(record['numbers'].values()) == {None}
+    assert record['steps'] == 0
+    assert given.status()[0].endswith('done  – mAP')
+    assert adapt.plain_pictures(config(teacher, given.store.dataset), given.store.dataset).indices == adapt.MEASURED
