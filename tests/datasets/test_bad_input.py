@@ -200,6 +200,7 @@ def xml(content):
 VOC = {
     'xml half': (xml(b'<annotation><object>'), 'train1.xml: not readable as XML'),
     'xml binary': (xml(bytes(range(256))), 'train1.xml: not readable as XML'),
+    'xml a fifo': (fifo('Annotations/train1.xml'), 'train1.xml: no regular file'),
     'xml missing': (lambda root: (root / 'Annotations/train1.xml').unlink(), 'train1.xml: no such file'),
     'box no number': (lambda root: write_xml(root, 'train1', [('a', ('x', 1, 9, 9), 0)]),
         'expected a name and four numbers'),
