@@ -8,7 +8,6 @@ from typing import Any
 
 import pandas as pd
 
-from amdlib.files import read_csv
 from amdlib.paper.claims import CLAIMS, Claim
 from amdlib.paper.pairs import find_group
 from amdlib.paper.planned import GROUP, METRIC, PLANNED, PROFILE
@@ -17,7 +16,7 @@ from amdlib.runs.planned import planned_runs
 from amdlib.runs.run import table_run
 from amdlib.runs.store import Store, line_of
 from amdlib.show.report.provenance import where
-from amdlib.show.report.records import Entry, differs
+from amdlib.show.report.records import Entry, differs, lines_of
 from amdlib.show.verdicts import judge, pair_up
 from amdlib.words import plural, some
 
@@ -96,9 +95,10 @@ def _planned(store: Store, entries: Mapping[str, Entry]) -> dict[str, Any]:
     if store.profile.name != PROFILE:
         return {}
     file, both = store.folder / 'significance.csv', store.folder / 'significance_headline.csv'
-    columns = ('comparison', 'low', 'high', 'verdict', 'n', 'difference')
-    told = {line['comparison']: line for line in read_csv(file, columns).to_dict('records')} if file.is_file() else {}
-    headline = next(iter(read_csv(both, ('low', 'high')).to_dict('records')), None) if both.is_file() else None
+    ends = {'low': float, 'high': float}
+    told = {line['comparison']: line for line in lines_of(
+        file, {'comparison': str, 'verdict': str, 'n': int, 'difference': float, **ends})}
+    headline = next(iter(lines_of(both, ends)), None)
     found = {}
     for one in PLANNED:
         kind = 'primary' if one.primary else 'named'

@@ -10,12 +10,13 @@ from typing import Any
 
 import pandas as pd
 
-from amdlib.errors import KitError
-from amdlib.files import digest
+from amdlib.errors import KitError, RunError
+from amdlib.files import digest, read_csv
 from amdlib.runs import evidence, fingerprints
 from amdlib.runs.record import read_record
 from amdlib.runs.run import Run
 from amdlib.runs.store import DETECTIONS, KEPT, KEPT_DETECTIONS, RECORD, State, Store
+from amdlib.words import log
 
 
 @dataclass(eq=False)
@@ -107,6 +108,20 @@ def read_cells(file: Path, columns: set[str]) -> tuple[pd.DataFrame | None, str]
     if missing := columns - set(cells.columns):
         return None, f'{file.name} has no column {", ".join(sorted(missing))}'
     return cells, ''
+
+
+def lines_of(file: Path, kinds: Mapping[str, type], **how: Any) -> list[dict[str, Any]]:
+    """A csv's lines; none where it is not there, or cannot be read, which is said.
+
+    Args:
+        kinds: of the columns that it must have.
+        how: pandas' own words.
+    """
+    try:
+        return read_csv(file, kinds, dtype=dict(kinds), **how).to_dict('records') if file.is_file() else []
+    except RunError as error:
+        log.info(f'left out: {error}')
+        return []
 
 
 def runs_of(cells: pd.DataFrame) -> list[str]:
