@@ -18,7 +18,7 @@ from amdlib.show import verify
 from amdlib.show.folders import compare_folders
 from amdlib.show.report.records import read_entries
 
-OTHERS = (None, 'x', [1], ...)      # the last: left out
+OTHERS = (None, [1], ...)      # the last: left out
 ALL = [(name,) for name in (*FIELDS, 'id', 'machine', 'method_file', 'wall_s', 'code_fingerprint', 'settings_key')] + [
     (name, part) for name, parts in PARTS.items() for part in parts] + [('numbers', 'mAP'), ('versions', 'torch')]
 
