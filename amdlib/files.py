@@ -7,13 +7,14 @@ import hashlib
 import json
 import lzma
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 from filelock import FileLock, Timeout
 
+from amdlib.errors import RunError
 from amdlib.words import log
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,6 +60,8 @@ def write_json(path: str | Path, content: dict | list) -> None:
 
 def read_json(path: str | Path):
     """The content of a JSON file, also of one that `write_json` compressed. Errors: OSError; ValueError."""
+    if Path(path).is_fifo():    # which would be waited for
+        raise OSError(f'{path}: no regular file')
     content = Path(path).read_bytes()
     try:
         unpack = {'.gz': gzip.decompress, '.xz': lzma.decompress}.get(Path(path).suffix, bytes)
@@ -67,6 +70,24 @@ def read_json(path: str | Path):
         raise ValueError(f'{path}: cut short') from error
     except RecursionError:
         raise ValueError(f'{path}: nested too deep') from None
+
+
+def read_csv(path: str | Path, columns: Iterable[str] = (), **how: Any):
+    """A table, as a DataFrame.
+
+    Args:
+        columns: that it must have.
+        how: pandas' own words.
+    Errors: OSError; RunError for a file of another kind.
+    """
+    import pandas as pd
+    try:
+        found = pd.read_csv(path, **how)
+    except ValueError as error:     # pandas' errors of parsing are ValueErrors
+        raise RunError(f'{path} cannot be read: {error}') from None
+    if missing := [name for name in columns if name not in found]:
+        raise RunError(f'{path} has no column {", ".join(missing)}')
+    return found
 
 
 @contextlib.contextmanager

@@ -9,7 +9,8 @@ import time
 
 import pytest
 
-from amdlib.files import digest, locked, read_json, remove_halves, sha256, whole, write_json, write_text
+from amdlib.errors import RunError
+from amdlib.files import digest, locked, read_csv, read_json, remove_halves, sha256, whole, write_json, write_text
 
 FOUND = [{'image_id': i, 'bbox': [1.25, 2.0, 3.5, 4.0], 'score': 0.5} for i in range(100)]
 
@@ -57,6 +58,23 @@ def test_what_is_cut_short_is_told(tmp_path, name, cut):
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:cut])
     with pytest.raises((ValueError, OSError)):
         read_json(tmp_path / name)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / 'a.json')
+    with pytest.raises(OSError, match='a.json: no regular file'):
+        read_json(tmp_path / 'a.json')
+
+
+@pytest.mark.parametrize('content', [b'', b'\xff\x00', b'a,b\n1\n1,2,3\n'])
+def test_a_table_of_another_kind_is_told(tmp_path, content):
+    (tmp_path / 'a.csv').write_bytes(content)
+    with pytest.raises(RunError, match='a.csv cannot be read'):
+        read_csv(tmp_path / 'a.csv')
+    (tmp_path / 'a.csv').write_text('a,b\n1,2\n')
+    assert read_csv(tmp_path / 'a.csv', 'ab').to_dict('list') == {'a': [1], 'b': [2]}
+    with pytest.raises(RunError, match='a.csv has no column c'):
+        read_csv(tmp_path / 'a.csv', 'abc')
 
 
 def test_halves_of_killed_processes_are_removed_and_those_of_living_ones_stay(tmp_path):

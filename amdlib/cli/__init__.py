@@ -37,8 +37,8 @@ def told(do: Callable[[], int | None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (KitError, OSError) as error:
-        of_a_file = isinstance(error, OSError) and error.filename is not None
-        Screen(sys.stderr).say(f'error: {error.filename}: {error.strerror}' if of_a_file else f'error: {error}')
+        file = isinstance(error, OSError) and (error.filename2 or error.filename)   # of a renamed one the new name
+        Screen(sys.stderr).say(f'error: {file}: {error.strerror}' if file else f'error: {error}')
         return 1
     except KeyboardInterrupt:
         print('interrupted', file=sys.stderr)

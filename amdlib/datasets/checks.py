@@ -24,6 +24,7 @@ OUTSIDE_TOLERANCE_PX = 1.0   # COCO's own boxes leave the image by fractions of 
 DEGENERATE_BELOW_PX = 1.0    # mmdet drops narrower or lower boxes when it trains
 CHECK_ALL_BELOW = 5000       # images; in smaller splits every one is opened and its content fingerprinted
 MOST_AREA = 2.0              # of a box's own: more is not the area of that box
+LONGEST = 100                # characters of a class's name
 LARGEST = 1e9                # pixels and square pixels: a number beyond is a mistake
 SAMPLE_IMAGES = 500          # larger splits: so many are opened, the others only looked up
 
@@ -126,8 +127,9 @@ def _inspect_categories(ann: Path, coco: dict, found: _Findings) -> None:
     ids, names = zip(*found.categories, strict=True)
     found.problems += [f'{ann}: category id {i}: used more than once' for i in duplicates(ids)]
     found.problems += [f'{ann}: category name {name!r}: used more than once' for name in duplicates(map(str, names))]
-    found.problems += [f'{ann}: category id {i}: name {name!r} is not a text' for i, name in found.categories
-                       if not isinstance(name, str) or not name]
+    found.problems += [f'{ann}: category id {i}: name {_cut(name)} is not a text of one line, {LONGEST} characters at '
+                       'most' for i, name in found.categories
+                       if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= LONGEST]
     if list(ids) != sorted(ids):   # mmdet labels by the order in the file
         found.problems.append(f'{ann}: categories are not in the order of their ids: {some(ids)}')
 

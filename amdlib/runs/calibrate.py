@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from amdlib.errors import RunError, SettingError
-from amdlib.files import whole, write_text
+from amdlib.files import read_csv, whole, write_text
 from amdlib.paper.pairs import Group, find_group
 from amdlib.paper.profiles import Profile
 from amdlib.paper.rows import ROWS, Row, find_row
@@ -183,10 +183,7 @@ def read(store: Store) -> pd.DataFrame:
     file = store.folder / FILE
     if not file.is_file():
         return pd.DataFrame(columns=list(COLUMNS))
-    found = pd.read_csv(file, dtype={'seeds': str, 'data': str, 'runs': str})
-    if set(found.columns) != set(COLUMNS):
-        raise RunError(f'{file}: expected the columns {", ".join(COLUMNS)}')
-    return found
+    return read_csv(file, COLUMNS, dtype={'seeds': str, 'data': str, 'runs': str})
 
 
 def write(store: Store, made: pd.DataFrame) -> Path:

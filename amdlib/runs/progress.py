@@ -63,9 +63,15 @@ def read_progress(folder: Path) -> dict[str, Any]:
     """A run's progress.json, or {} where there is none that can be read."""
     with contextlib.suppress(OSError, ValueError):
         found = read_json(folder / FILE)
-        if isinstance(found, dict) and {'phase', 'step', 'steps', 'host'} <= found.keys():
+        if isinstance(found, dict) and all(isinstance(found.get(name), str) for name in ('phase', 'host')) and all(
+                _is_number(found.get(name)) for name in ('step', 'steps')) and all(
+                found.get(name) is None or _is_number(found[name]) for name in ('s_per_step', 'left_s')):
             return found
     return {}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and abs(value) < 1e12    # NaN is none
 
 
 def quiet_s(progress: dict[str, Any]) -> float:

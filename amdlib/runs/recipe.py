@@ -218,16 +218,17 @@ def _checked(row: Row, profile: Profile, key: str, kind: str, value: Any) -> Any
             raise SettingError(f'{key}={value!r}: expected one of {", ".join(known)}')
         return _choice(profile, key, word)
     if kind == 'levels':
-        found = tuple([value] if isinstance(value, int) else value)
-        if not found or not set(found) <= set(row.group.levels):
+        found = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+        if not found or not all(level in row.group.levels for level in found):
             raise SettingError(f'{key}={value!r}: expected some of {", ".join(map(str, row.group.levels))}')
         found = tuple(level for level in row.group.levels if level in found)
         return None if found == row.group.levels else found
     if kind == 'file':
         return str(_file(row, profile, key, Path(str(value))).resolve())
     value = _as_kind(key, kind, value)
-    if kind in ('int', 'float') and not 0 < value < math.inf:      # teacher_seed's 0 is its default
-        raise SettingError(f'{key}={value!r}: expected a positive number')
+    most = {'int': 2 ** 31, 'float': math.inf}.get(kind)
+    if most and not 0 < value < most:      # teacher_seed's 0 is its default
+        raise SettingError(f'{key}={value!r}: expected a positive number{" below 2**31" if kind == "int" else ""}')
     if key == 'inherit' and not row.group.one_stage:
         if value:
             raise SettingError(f'{row.id}: inherit={value}: a two-stage student of a method starts alone')
@@ -250,7 +251,7 @@ def _choice(profile: Profile, key: str, word: str) -> str | None:
 
 def _as_kind(key: str, kind: str, value: Any) -> Any:
     if kind == 'float' and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
+        value = float(value) if abs(value) < 2 ** 1000 else math.inf
     if type(value).__name__ != kind and kind != 'NoneType':
         raise SettingError(f'{key}={value!r}: expected {kind}')
     return value

@@ -23,12 +23,13 @@ from typing import Any
 import pandas as pd
 
 from amdlib.datasets import CHOICES, Choice, Dataset, prepare
-from amdlib.errors import RunError
-from amdlib.files import ROOT, read_json, remove_halves, sha256
+from amdlib.errors import RunError, SettingError
+from amdlib.files import ROOT, read_csv, read_json, remove_halves, sha256
 from amdlib.paper.profiles import Profile, find_profile
 from amdlib.runs import evidence, fingerprints
 from amdlib.runs.progress import quiet_s, read_progress, training_process
 from amdlib.runs.recipe import Means
+from amdlib.runs.record import read_record
 from amdlib.runs.run import Run
 from amdlib.weights import published
 from amdlib.words import minutes
@@ -106,11 +107,12 @@ class Store:
             return left
         again = _begun_again(folder)    # and not ended: the record is still the old one
         try:
-            record = read_json(folder / RECORD)
+            record = read_record(folder / RECORD)
             reasons = self._reasons(record, run)
             reasons += [f'{name} is missing' for name in (WEIGHTS, DETECTIONS)
                         if whole and not (folder / name).is_file()]
             reasons += evidence.disagreements(record, folder if whole else None)
+            line_of(run, record)    # what tables read of it is there
             note = ', '.join(filter(None, [fingerprints.other_versions(record['versions']),
                                            again and f'made again, which {left}']))
         except (OSError, ValueError) as error:
@@ -215,7 +217,7 @@ class Store:
         """The run of a record; None for a record of another format, of a row or setting that is none by now, or whose
         settings name files (it does not say where those lie)."""
         try:
-            record = read_json(file)
+            record = read_record(file)
             run = Run.of(record['row'], self.profile, record['seed'], record['settings'])
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -261,10 +263,12 @@ def open_store(profile: str | Profile = 'mini', data: str | Path | None = None, 
     profile = find_profile(profile) if isinstance(profile, str) else profile
     choice = Choice(**{name: how.pop(name) for name in CHOICES if name in how})
     means = Means.from_dict(how)
+    place = Path(results).absolute() if results else ROOT / 'results'
+    if place.exists() and not place.is_dir():
+        raise SettingError(f'{place}: no folder for results')
     dataset = prepare(profile.data, Path(data).absolute() if data else None, first_images=profile.first_images,
                       **choice.given())
-    return Store(profile, dataset, Path(results).absolute() if results else ROOT / 'results', means,
-                 data and Path(data).absolute(), choice=choice)
+    return Store(profile, dataset, place, means, data and Path(data).absolute(), choice=choice)
 
 
 def line_of(run: Run, record: Mapping[str, Any], note: str = '') -> dict[str, Any]:
@@ -282,11 +286,16 @@ def record_files(folder: Path, pattern: str = '*') -> dict[str, Path]:
 
 
 def read_scalars(folder: Path) -> pd.DataFrame:
-    """What was logged in a run's folder; see `Store.scalars`."""
+    """What was logged in a run's folder; see `Store.scalars`. Errors: RunError for a damaged file."""
     if (folder / KEPT_SCALARS).is_file():
-        return pd.read_csv(folder / KEPT_SCALARS)
+        return read_csv(folder / KEPT_SCALARS, ('step', 'loss'))
     file = folder / SCALARS
-    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    try:
+        lines = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+        if not all({'step', 'loss'} <= line.keys() for line in lines):
+            raise ValueError('a line without step or loss')
+    except (ValueError, AttributeError) as error:
+        raise RunError(f'{file} cannot be read: {error}') from None
     return pd.DataFrame(lines, columns=None if lines else ['step', 'loss'])
 
 

@@ -80,6 +80,8 @@ def train(run: Run, store: Store, *, force: bool = False, resume: bool = False, 
     if run.row.shuffled and not run.profile.keep_features:
         raise RunError(f'{run.id} needs the kept features of all pictures; profile {run.profile.name} keeps none')
     teacher = run.teacher()
+    if work_dir:
+        folder.mkdir(parents=True, exist_ok=True)   # a place that is none is told before the teacher trains
     taught_by = train(teacher, store, wait=True) if teacher else None
     folder.mkdir(parents=True, exist_ok=True)
     with _alone(run, folder, wait) as waited:

@@ -29,7 +29,7 @@ from torch import nn
 from amdlib.datasets import Dataset, trained_images
 from amdlib.engine.training import float32_products
 from amdlib.errors import RunError
-from amdlib.files import read_json, write_text
+from amdlib.files import read_csv, read_json, write_text
 from amdlib.paper.profiles import DRY_RUN
 from amdlib.paper.rows import Row
 from amdlib.runs.config import config
@@ -134,7 +134,7 @@ def _read(file: Path) -> pd.DataFrame:
     if not file.is_file():
         return pd.DataFrame()
     text = ('settings', 'problem', 'device')
-    return pd.read_csv(file, dtype=dict.fromkeys(text, str)).fillna(dict.fromkeys(text, ''))
+    return read_csv(file, dtype=dict.fromkeys(text, str)).fillna(dict.fromkeys(text, ''))
 
 
 def readable(cells: pd.DataFrame) -> pd.DataFrame:

@@ -5,6 +5,7 @@ which serves the operators; a compiled mmcv needs not even that). Nothing that a
 """
 from __future__ import annotations
 
+import contextlib
 import copy
 import json
 import os
@@ -19,11 +20,12 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 from amdlib.errors import RunError
-from amdlib.files import read_json, sha256, write_text
+from amdlib.files import sha256, write_text
 from amdlib.paper.pairs import find_group
 from amdlib.paper.rows import Row, find_row, outside_row
 from amdlib.runs.config import config, settings_hash
 from amdlib.runs.originals import get_config
+from amdlib.runs.record import read_record
 from amdlib.runs.run import Run
 from amdlib.runs.store import RECORD, WEIGHTS, Store, unfinished
 from amdlib.scale import onnx
@@ -100,9 +102,10 @@ def export(run: str | Path, store: Store, *, output: str | Path | None = None, w
 # ---- the run ----------------------------------------------------------------------------------------------------
 
 def profile_of(run: str | Path) -> str | None:
-    """The profile that a run's folder tells; None for a name or an unfinished run."""
-    record = Path(run) / RECORD
-    return read_json(record).get('profile') if record.is_file() else None
+    """The profile that a run's folder tells; None for a name, an unfinished run, or a record that cannot be read."""
+    with contextlib.suppress(OSError, ValueError):
+        return read_record(Path(run) / RECORD).get('profile')
+    return None
 
 
 def _find(run: str | Path, store: Store) -> Path:
@@ -120,8 +123,8 @@ def _record(folder: Path, store: Store) -> dict[str, Any]:
     if not path.is_file():
         raise RunError(f'{folder.name} is {unfinished(folder)}; only a finished run can be exported')
     try:
-        record = read_json(path)
-    except ValueError as error:
+        record = read_record(path)
+    except (OSError, ValueError) as error:
         raise RunError(f'{path} cannot be read: {error}') from None
     if lacking := [key for key in NEEDED if key not in record]:
         raise RunError(f'{path}: a record of another format, {lacking[0]} is missing')

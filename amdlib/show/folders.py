@@ -13,7 +13,7 @@ import pandas as pd
 
 from amdlib.engine.coco import METRICS
 from amdlib.errors import RunError
-from amdlib.files import read_json
+from amdlib.runs.record import read_record
 from amdlib.runs.store import Store, told_machine
 from amdlib.show.tables import as_markdown
 from amdlib.words import number, plural, some
@@ -109,7 +109,7 @@ def _records(store: Store) -> dict[str, Mapping[str, Any]]:
     found = {}
     for file in store.record_files():
         try:
-            record = read_json(file)
+            record = read_record(file)
             record['numbers']['mAP'], record['weights_sha256'], [of(record) for of in CAUSES.values()]
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue

@@ -17,16 +17,17 @@ from typing import Any
 import pandas as pd
 
 from amdlib.datasets import checks
-from amdlib.errors import RunError
-from amdlib.files import read_json, sha256
+from amdlib.errors import KitError, RunError
+from amdlib.files import read_csv, read_json, sha256
 from amdlib.paper.tables import TABLES, find_table, table_numbered
 from amdlib.runs import calibrate, evidence
+from amdlib.runs.record import read_record
 from amdlib.runs.run import Run
 from amdlib.runs.store import DETECTIONS, KEPT, KEPT_DETECTIONS, WEIGHTS, Store, line_of, record_files
 from amdlib.show import tables
 from amdlib.show.significance import Plan
 from amdlib.show.stats import Matches, paired
-from amdlib.words import log, some
+from amdlib.words import log, plural, some
 
 RECOMPUTED, NOT_HERE, DISAGREES = 'recomputed', 'evidence not here', 'disagrees'
 DECIMALS = 6        # of the fractions in a table's csv
@@ -69,17 +70,19 @@ def verify(store: Store, runs: Iterable[str] = (), names: Iterable[str] = (), co
     for name in names:
         if not csvs[name]:
             raise RunError(f'{folder}: no {name}.csv here; make it with make reproduce-{name}')
-        wanted += [run for file in csvs[name] for text in pd.read_csv(file).runs for run in text.split()]
+        wanted += [run for file in csvs[name] for text in read_csv(file, ('runs',)).runs for run in text.split()]
     if unknown := [run for run in runs if run not in every]:
         raise RunError(f'{unknown[0]}: no record in {folder}; here are {some(sorted(every)) or "none"}')
     chosen = list(dict.fromkeys(wanted)) if wanted or names else sorted(every)
     found = [_data(store), *_runs([run for run in chosen if run in every], every, records, store, jobs)]
     if names or not runs:
-        found += [finding for files in csvs.values() for file in files for finding in _table(file, records, store)]
+        found += [finding for files in csvs.values() for file in files
+                  for finding in _of_a_file(file.name, _table(file, records, store))]
     if not names and not runs:
-        found += [*_calibration(store, records), *_sweep(store, records), *_planned(store)]
-        found += [Finding(file.name, 'numbers', NOT_HERE, 'its notebook makes it anew, from weights and pictures',
-                          len(pd.read_csv(file))) for file in sorted(folder.glob('*.csv')) if file.name in PICTURED]
+        for name, claims in ((calibrate.FILE, _calibration(store, records)), ('fig4.csv', _sweep(store, records)),
+                             ('significance.csv', _planned(store)),
+                             *((name, _pictured(folder / name)) for name in PICTURED if (folder / name).is_file())):
+            found += _of_a_file(name, claims)
     return found
 
 
@@ -104,11 +107,11 @@ def told(findings: Iterable[Finding]) -> str:
 def _record(file: Path) -> dict[str, Any] | str:
     """A record, or why it cannot be read."""
     try:
-        record = read_json(file)
-        if not isinstance(record.get('numbers'), dict):
+        record = read_record(file)
+        if 'numbers' not in record:
             raise ValueError('it holds no numbers')
         return record
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         return f'{error}'
 
 
@@ -134,6 +137,8 @@ def _runs(runs: list[str], every: Mapping[str, Path], records: Mapping[str, Any]
     several = jobs > 1 and len(to_do) > 1
     with ProcessPoolExecutor(min(jobs, len(to_do))) if several else contextlib.nullcontext() as pool:
         words = [(str(_reported(records[run], store)), str(detections[run])) for run in to_do]
+        if to_do:
+            log.info(f'from detections: the numbers of {plural(len(to_do), "run", "runs")}')
         results = map(_numbers, words) if pool is None else pool.map(_numbers, words)
         for done, (run, result) in enumerate(zip(to_do, results, strict=True), 1):
             again[run] = result
@@ -191,12 +196,13 @@ def _hashes_of(file: str, run: str, folder: Path, records: Mapping[str, Any]) ->
         if field in record:
             yield _hash(file, field, record[field], folder / name)
     if taught := record.get('teacher'):
-        teacher = records.get(taught['id'])
+        name, learned_from = taught.get('id'), taught.get('weights_sha256')
+        teacher = records.get(name)
         if not isinstance(teacher, dict):
-            yield Finding(file, 'teacher', NOT_HERE, f'a record of {taught["id"]}')
-        elif teacher.get('weights_sha256') != taught['weights_sha256']:
-            yield Finding(file, 'teacher', DISAGREES, f'it learned from {taught["weights_sha256"][:12]}, '
-                          f'{taught["id"]} is {str(teacher.get("weights_sha256"))[:12]}')
+            yield Finding(file, 'teacher', NOT_HERE, f'a record of {name}')
+        elif teacher.get('weights_sha256') != learned_from:
+            yield Finding(file, 'teacher', DISAGREES, f'it learned from {str(learned_from)[:12]}, '
+                          f'{name} is {str(teacher.get("weights_sha256"))[:12]}')
         else:
             yield Finding(file, 'teacher', RECOMPUTED)
 
@@ -209,12 +215,20 @@ def _hash(file: str, field: str, recorded: str, of: Path) -> Finding:
         file, field, DISAGREES, f'recorded {recorded[:12]}, {of.name} has {now[:12]}')
 
 
+def _of_a_file(name: str, claims: Iterator[Finding]) -> Iterator[Finding]:
+    """What a csv claims, or that it is none of its kind."""
+    try:
+        yield from claims
+    except (KitError, LookupError, *UNREADABLE) as error:
+        yield Finding(name, 'file', DISAGREES, f'it cannot be read: {type(error).__name__}: {error}')
+
+
 # ---- tables -----------------------------------------------------------------------------------------------------
 
 def _table(file: Path, records: Mapping[str, Any], store: Store) -> Iterator[Finding]:
     """A table's values, spreads, differences and their intervals, from the records of its runs; intervals over images
     (of lines of one seed) from their detections."""
-    name, cells = file.name, pd.read_csv(file, dtype={'runs': str})
+    name, cells = file.name, read_csv(file, dtype={'runs': str})
     table = table_numbered(cells.table.iloc[0])
     runs = list(dict.fromkeys(run for text in cells.runs for run in text.split()))
     if bad := [run for run in runs if not isinstance(records.get(run), dict)]:
@@ -254,6 +268,7 @@ class _OnImages:
         if (run, over) not in self.pairs:
             both = [self._of(run), self._of(over)]
             self.pairs[run, over] = None if None in both else paired(*both).set_index('metric')
+            log.info(f'{run} over {over}: interval {NOT_HERE if None in both else RECOMPUTED}')
         return self.pairs[run, over]
 
     def _of(self, run: str) -> Matches | None:
@@ -295,7 +310,7 @@ def _calibration(store: Store, records: Mapping[str, Any]) -> Iterator[Finding]:
 def _sweep(store: Store, records: Mapping[str, Any]) -> Iterator[Finding]:
     """Means and spreads of Fig. 4 from the records of its runs."""
     file = store.folder / 'fig4.csv'
-    for cell in pd.read_csv(file).itertuples() if file.is_file() else ():
+    for cell in read_csv(file).itertuples() if file.is_file() else ():
         behind, field = [records.get(run) for run in cell.runs.split()], f'{cell.value} {cell.metric}'
         if not all(isinstance(record, dict) and cell.metric in record['numbers'] for record in behind):
             pictured = all(isinstance(record, dict) for record in behind)
@@ -307,6 +322,11 @@ def _sweep(store: Store, records: Mapping[str, Any]) -> Iterator[Finding]:
             yield _compared(file.name, f'{field} {name}', getattr(cell, name), now)
 
 
+def _pictured(file: Path) -> Iterator[Finding]:
+    yield Finding(file.name, 'numbers', NOT_HERE, 'its notebook makes it anew, from weights and pictures',
+                  len(read_csv(file)))
+
+
 def _planned(store: Store) -> Iterator[Finding]:
     """The planned comparisons, from the records that count; the headline where all detections are here."""
     file, both = store.folder / 'significance.csv', store.folder / 'significance_headline.csv'
@@ -315,13 +335,13 @@ def _planned(store: Store) -> Iterator[Finding]:
     plan = Plan(store.with_kept())
     again = plan.results().set_index('comparison')
     claims = []
-    for line in pd.read_csv(file).to_dict('records'):
+    for line in read_csv(file).to_dict('records'):
         name = line['comparison']
         same = name in again.index and again.loc[name, 'n'] == line['n']
         claims.append((file, name, line, again.loc[name] if same else None))
     if both.is_file():
         headline = plan.headline()
-        claims += [(both, 'headline', pd.read_csv(both).iloc[0], headline and pd.Series(headline._asdict()))]
+        claims += [(both, 'headline', read_csv(both).iloc[0], headline and pd.Series(headline._asdict()))]
     for of, name, line, now in claims:
         fields = ('mean' if of == both else 'difference', 'low', 'high')
         if now is None:

@@ -106,6 +106,10 @@ COCO = {
     'category id twice': (in_json(repeat('categories', name='x')), 'category id 1: used more than once'),
     'category name twice': (in_json(repeat('categories', id=9)), "category name 'cat': used more than once"),
     'category name a number': (in_json(set_in('categories', 0, name=5)), 'category id 1: name 5 is not a text'),
+    'category name of two lines': (in_json(set_in('categories', 0, name='a\nb')),
+        "name 'a\\nb' is not a text of one line"),
+    'category name with a surrogate': (in_json(set_in('categories', 0, name='a\ud800')), 'is not a text of one line'),
+    'category name a page': (in_json(set_in('categories', 0, name='a' * 1000)), '100 characters at most'),
     'categories out of order': (in_json(lambda content: content['categories'].reverse()), 'not in the order of their'),
     'categories of another split': (in_json(set_in('categories', 1, name='wolf'), VAL), 'categories differ from'),
     # images
@@ -196,6 +200,7 @@ def xml(content):
 VOC = {
     'xml half': (xml(b'<annotation><object>'), 'train1.xml: not readable as XML'),
     'xml binary': (xml(bytes(range(256))), 'train1.xml: not readable as XML'),
+    'xml a fifo': (fifo('Annotations/train1.xml'), 'train1.xml: no regular file'),
     'xml missing': (lambda root: (root / 'Annotations/train1.xml').unlink(), 'train1.xml: no such file'),
     'box no number': (lambda root: write_xml(root, 'train1', [('a', ('x', 1, 9, 9), 0)]),
         'expected a name and four numbers'),

@@ -211,5 +211,5 @@ def test_a_mistake_is_told_before_anything_is_trained(store, trained, words, mes
 def test_a_file_of_another_kind_is_told(store):
     store.folder.mkdir(parents=True)
     (store.folder / 'calibration.csv').write_text('a,b\n1,2\n')
-    with pytest.raises(RunError, match='calibration.csv: expected the columns group, arm'):
+    with pytest.raises(RunError, match='calibration.csv has no column group, arm'):
         factors(store, 'retinanet')

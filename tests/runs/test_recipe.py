@@ -96,6 +96,8 @@ def test_half_precision_without_a_kind_is_float16_as_in_mmdet():
     ({'mask_ratio': 2.0}, ['retinanet-amd', 'mask_ratio=2.0']), ({'phi': -1.0, 'mask_ratio': 3.0}, ['retinanet-amd']),
     ({'factor': 0}, ['factor=0', 'positive']), ({'reference': -1.0}, ['reference=-1', 'positive']),
     ({'levels': (0, 7)}, ['levels=(0, 7)', '0, 1, 2, 3, 4']), ({'levels': ()}, ['levels=()', 'some of']),
+    ({'levels': 1e308}, ['levels=1e+308', 'some of']), ({'levels': [[1]]}, ['levels=[[1]]', 'some of']),
+    ({'lr': 10 ** 400}, ['lr=inf', 'positive']), ({'epochs': 2 ** 31}, ['epochs=2147483648', 'below 2**31']),
     ({'optimizer': 'adam'}, ["optimizer='adam'", 'adamw, sgd']), ({'split': 'train'}, ["split='train'", 'test, val']),
     ({'inherit': 1}, ['inherit=1', 'bool']), ({'teacher_seed': -1}, ['teacher_seed=-1', 'positive']),
     ({'teachers': 'old'}, ["teachers='old'", 'shipped, fresh']),

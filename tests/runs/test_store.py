@@ -110,14 +110,10 @@ def test_a_record_that_cannot_be_read_is_stale(store, amd, finish, content):
     assert 'record.json cannot be read' in found.why
 
 
-@pytest.mark.parametrize('left_out', ['files', 'data', 'code_fingerprint', 'teacher', 'versions', None])
+@pytest.mark.parametrize('left_out', ['files', 'data', 'code_fingerprint', 'teacher', 'versions', 'code', 'numbers'])
 def test_a_record_of_another_format_is_stale(store, amd, finish, left_out):
     finish(amd.teacher())
-    folder = finish(amd)
-    if left_out:
-        edit(folder, **{left_out: ...})
-    else:
-        (folder / 'record.json').write_text('[1]')
+    edit(finish(amd), **{left_out: ...})
     found = store.state(amd)
     assert found.name == 'stale'
     assert 'record of another format' in found.why
@@ -210,7 +206,10 @@ def test_one_bad_file_never_hides_the_other_runs(store, amd, finish, tiny, name,
     ({'host': 'another machine', 'updated': '2026-01-01T00:00:00+00:00'},
      'failed (at step 3 of 9 on another machine, which has said nothing for '),
     ({'host': 'another machine', 'updated': '2026-01-01T00:00:00+00:00', 's_per_step': 1e9}, 'running (step 3 of 9)'),
-    ({'phase': 'failed', 'error': 'ValueError: bad'}, 'failed (ValueError: bad)')])
+    ({'phase': 'failed', 'error': 'ValueError: bad'}, 'failed (ValueError: bad)'),
+    ({'phase': 'done'}, 'missing (its record is gone)'),
+    ({'host': 'another machine', 's_per_step': 'x'}, 'missing (never run)'), ({'step': None}, 'missing (never run)'),
+    ({'phase': [3]}, 'missing (never run)')])
 def test_an_unfinished_run_is_running_or_failed(store, amd, progress, state):
     if progress.get('pid') == 'dead':
         ended = subprocess.Popen([sys.executable, '-c', ''])
@@ -223,7 +222,22 @@ def test_an_unfinished_run_is_running_or_failed(store, amd, progress, state):
     assert str(store.state(amd)).startswith(state)
 
 
+def test_a_log_that_is_damaged_is_named(store, amd, finish):
+    finish(amd.teacher())
+    file = finish(amd) / 'scalars.jsonl'
+    for content in ('{"step": 1, "loss": 2}\n{"step": 2, "lo', '[1]\n', '3', '{"step": 1}'):
+        file.write_text(content)
+        with pytest.raises(RunError, match='scalars.jsonl cannot be read'):
+            store.scalars(amd)
+
+
 # ---- many runs --------------------------------------------------------------------------------------------------
+
+def test_results_that_are_no_folder_are_refused(tmp_path):
+    (tmp_path / 'results').write_text('')
+    with pytest.raises(SettingError, match='results: no folder for results'):
+        open_store(results=tmp_path / 'results')
+
 
 def test_collect_refuses_stale_and_missing_runs_by_name(store, amd, tiny, finish):
     other, missing = Run.of('retinanet-mgd', tiny), Run.of('retinanet-fgd', tiny)

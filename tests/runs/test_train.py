@@ -482,12 +482,15 @@ def test_a_gpu_out_of_memory_is_told_with_what_to_lower(store, tiny, monkeypatch
 
 # ---- refusals ---------------------------------------------------------------------------------------------------
 
-def test_what_does_not_go_together_is_refused_before_anything(store, tiny):
+def test_what_does_not_go_together_is_refused_before_anything(store, tiny, tmp_path):
     run = Run.of('retinanet-baseline', tiny)
     with pytest.raises(RunError, match='--work-dir'):
         train(run, store, cfg_options={'train_cfg.max_epochs': 1})
     with pytest.raises(RunError, match='give one of them'):
         train(run, store, resume=True, force=True)
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(FileExistsError):
+        train(Run.of('retinanet-amd', tiny), store, work_dir=tmp_path / 'file')     # and no teacher was trained
     assert not store.results.exists()
 
 

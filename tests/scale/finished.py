@@ -52,7 +52,7 @@ def finish(store, row, given=None, **changes):
                  'notes': list(store.dataset.notes)},
         'code_fingerprint': fingerprints.code_fingerprint(run), 'code': {'commit': 'c0ffee', 'clean': True},
         'teacher': {'weights_sha256': sha256(store.weights(teacher))} if teacher else None, 'numbers': NUMBERS,
-        'weights_sha256': sha256(store.weights(run)), 'steps': 4, 'device': 'CPU',
+        'weights_sha256': sha256(store.weights(run)), 'steps': 4, 'train_s': 1.0, 'device': 'CPU',
         'versions': fingerprints.versions(), **changes})
     return folder
 

@@ -179,3 +179,16 @@ def test_a_factor_is_recomputed_and_must_be_the_best(made):
     calibrate.write(store, made_lines[list(calibrate.COLUMNS)])
     found = disagreeing(store)
     assert any('faster_rcnn alone amd 1: disagrees' in line for line in found)
+
+
+@pytest.mark.parametrize('content', [b'', b'\xff\x00\xfe', b'a,b\n1,2\n', b'table,runs\nVI,gone-s0\nVI\n'])
+def test_damaged_tables_are_named_and_hide_nothing(made, content):
+    store, runs = made
+    names = {'table6.csv', 'calibration.csv', 'fig4.csv', 'significance.csv', 'bed.csv'}
+    for name in names:
+        (store.folder / name).write_bytes(content)
+    found = verify.verify(store)
+    assert state_of(found, f'runs/{runs[0].id}/', 'numbers') == RECOMPUTED
+    bad = {one.file for one in found if one.state == DISAGREES}
+    assert bad <= names
+    assert {'calibration.csv', 'significance.csv', 'table6.csv'} <= bad

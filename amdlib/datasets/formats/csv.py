@@ -85,9 +85,8 @@ def recognise(root: Path) -> Table | None:
 
 
 def _csv_files(root: Path) -> Iterator[Path]:
-    yield from sorted(root.glob('*.csv'))
-    yield from (path for folder in sorted(root.iterdir()) if folder.is_dir() and split_of(folder.name)
-                for path in sorted(folder.glob('*.csv')))
+    folders = [root, *(folder for folder in sorted(root.iterdir()) if folder.is_dir() and split_of(folder.name))]
+    yield from (path for folder in folders for path in sorted(folder.glob('*.csv')) if path.is_file())
 
 
 def _first(file: Path) -> list[str]:

@@ -30,6 +30,8 @@ class _Xml(Converted):
     """What a VOC file has."""
 
     def boxes(self, label: Path, size_px: tuple[int, int], odd: Odd) -> list[Box]:
+        if label.exists() and not label.is_file():
+            raise DataError(f'{label}: no regular file')
         try:
             tree = ElementTree.parse(label).getroot()
         except FileNotFoundError:

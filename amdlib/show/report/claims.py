@@ -16,7 +16,7 @@ from amdlib.runs.planned import planned_runs
 from amdlib.runs.run import table_run
 from amdlib.runs.store import Store, line_of
 from amdlib.show.report.provenance import where
-from amdlib.show.report.records import Entry, differs
+from amdlib.show.report.records import Entry, differs, lines_of
 from amdlib.show.verdicts import judge, pair_up
 from amdlib.words import plural, some
 
@@ -95,9 +95,10 @@ def _planned(store: Store, entries: Mapping[str, Entry]) -> dict[str, Any]:
     if store.profile.name != PROFILE:
         return {}
     file, both = store.folder / 'significance.csv', store.folder / 'significance_headline.csv'
-    told = {line['comparison']: line for line in (pd.read_csv(file) if file.is_file() else pd.DataFrame()).to_dict(
-        'records')}
-    headline = pd.read_csv(both).iloc[0] if both.is_file() else None
+    ends = {'low': float, 'high': float}
+    told = {line['comparison']: line for line in lines_of(
+        file, {'comparison': str, 'verdict': str, 'n': int, 'difference': float, **ends})}
+    headline = next(iter(lines_of(both, ends)), None)
     found = {}
     for one in PLANNED:
         kind = 'primary' if one.primary else 'named'

@@ -6,15 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
-
 from amdlib.errors import RunError, SettingError
 from amdlib.paper.planned import PLANNED
 from amdlib.paper.tables import TABLES
 from amdlib.runs.planned import planned_runs
 from amdlib.runs.store import Store
 from amdlib.show import tables
-from amdlib.show.report.records import Entry, machines, read_cells, read_entries, runs_of
+from amdlib.show.report.records import Entry, lines_of, machines, read_cells, read_entries, runs_of
 from amdlib.words import near, plural, some
 
 PICTURE = ('.svg', '.png')      # the better one first
@@ -111,14 +109,12 @@ def _runs(subject: Subject, store: Store, entries: Mapping[str, Entry]) -> list[
     """The runs whose records a subject is made of."""
     file = store.folder / f'{subject.name}.csv'
     if subject == PLAN and file.is_file():
-        named = set(pd.read_csv(file).get('comparison', ()))
+        named = {line['comparison'] for line in lines_of(file, {'comparison': str})}
         return list(dict.fromkeys(run.id for one in PLANNED if one.name in named
                                   for run in planned_runs(one, store) if run.id in entries))
     if subject == BED:      # it shows rows, with the settings that were tried
-        lines = pd.read_csv(file, dtype=str, keep_default_na=False) if file.is_file() else pd.DataFrame()
-        if not {'group', 'row', 'settings'} <= set(lines):
-            return []
-        rows = set(lines[['group', 'row', 'settings']].itertuples(index=False, name=None))
+        columns = dict.fromkeys(('group', 'row', 'settings'), str)
+        rows = {tuple(line[name] for name in columns) for line in lines_of(file, columns, keep_default_na=False)}
         return [entry.id for entry in entries.values() if entry.run and (
             entry.run.row.group.name, entry.run.row.name,
             ' '.join(f'{key}={value}' for key, value in entry.run.settings.items())) in rows]

@@ -10,17 +10,13 @@ from typing import Any
 
 import pandas as pd
 
-from amdlib.errors import KitError
-from amdlib.files import digest, read_json
+from amdlib.errors import KitError, RunError
+from amdlib.files import digest, read_csv
 from amdlib.runs import evidence, fingerprints
+from amdlib.runs.record import read_record
 from amdlib.runs.run import Run
 from amdlib.runs.store import DETECTIONS, KEPT, KEPT_DETECTIONS, RECORD, State, Store
-
-FIELDS = {'row': str, 'label': str, 'seed': int, 'settings': dict, 'settings_hash': str, 'code': dict, 'data': dict,
-          'teacher': dict | None, 'numbers': dict, 'weights_sha256': str, 'steps': int | None, 'train_s': float | None,
-          'began': str, 'device': str, 'threads': int, 'peak_memory_bytes': int, 'peak_gpu_memory_bytes': int | None,
-          'operators': str, 'versions': dict, 'files': dict, 'profile': str}     # that a record must have
-PARTS = {'code': ('commit', 'clean'), 'data': ('name', 'fingerprint'), 'teacher': ('id', 'weights_sha256')}
+from amdlib.words import log
 
 
 @dataclass(eq=False)
@@ -74,7 +70,7 @@ def read_entries(store: Store) -> dict[str, Entry]:
     for file in store.record_files():
         entry = entries[file.parent.name] = Entry(file.parent.name, folder=file.parent)
         try:
-            record = _checked(read_json(file))
+            record = read_record(file, whole=True)
             entry.disagrees = '; '.join(evidence.disagreements(record, file.parent))
             entry.note = fingerprints.other_versions(record['versions'])
         except (OSError, ValueError, AttributeError, TypeError, KeyError) as error:     # of another kind
@@ -86,21 +82,6 @@ def read_entries(store: Store) -> dict[str, Entry]:
         if entry.run and 'code_fingerprint' in record:
             entry.state = store.state(entry.run)
     return entries
-
-
-def _checked(record: Any) -> dict[str, Any]:
-    """Errors: ValueError for one that lacks a field or has one of another kind."""
-    if missing := FIELDS.keys() - record.keys():
-        raise ValueError(f'it lacks {", ".join(sorted(missing))}')
-    wrong = [name for name, kind in FIELDS.items() if not isinstance(record[name], kind | int if kind == float | None
-                                                                      else kind)]
-    wrong += [f'{name}.{part}' for name, parts in PARTS.items() for part in parts
-              if record[name] and part not in record[name]]
-    wrong += [f'numbers.{name}' for name, value in record['numbers'].items()
-              if not isinstance(value, float | int | None)]
-    if wrong or 'mAP' not in record['numbers']:
-        raise ValueError(f'{", ".join(wrong) or "numbers.mAP"} is not what it should be')
-    return record
 
 
 def mark_used(entries: dict[str, Entry], named: Mapping[str, Iterable[str]]) -> list[Entry]:
@@ -127,6 +108,20 @@ def read_cells(file: Path, columns: set[str]) -> tuple[pd.DataFrame | None, str]
     if missing := columns - set(cells.columns):
         return None, f'{file.name} has no column {", ".join(sorted(missing))}'
     return cells, ''
+
+
+def lines_of(file: Path, kinds: Mapping[str, type], **how: Any) -> list[dict[str, Any]]:
+    """A csv's lines; none where it is not there, or cannot be read, which is said.
+
+    Args:
+        kinds: of the columns that it must have.
+        how: pandas' own words.
+    """
+    try:
+        return read_csv(file, kinds, dtype=dict(kinds), **how).to_dict('records') if file.is_file() else []
+    except RunError as error:
+        log.info(f'left out: {error}')
+        return []
 
 
 def runs_of(cells: pd.DataFrame) -> list[str]:

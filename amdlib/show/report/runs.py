@@ -178,7 +178,7 @@ def curves(folder: Path) -> list[tuple[str, Any, list[drawings.Curve]]]:
             parts['distillation'] = distilled
             parts |= {_term(name): logged[name].to_numpy(float) for name in terms if len(terms) > 1}
         rates = {'learning rate': logged['lr'].to_numpy(float)} if 'lr' in logged else {}
-    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError):     # of another format, or damaged
+    except (KitError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError):     # damaged
         log.info(f'{folder.name}: what it logged is left out, it cannot be read')
         return []
     found = []

@@ -47,6 +47,15 @@ def numbers(name):
     return [record_of(Run.of(f'retinanet-{name}', 'mini', seed))['numbers']['mAP'] for seed in (0, 1)]
 
 
+def test_damaged_comparisons_are_left_out_and_hide_nothing(copy, caplog):
+    place, build = copy
+    for name in ('significance.csv', 'significance_headline.csv', 'bed.csv'):
+        (place / name).write_bytes(b'comparison,low\nx,\xff\n')
+    assert Page(build() / 'index.html').lines
+    for name in ('significance.csv', 'significance_headline.csv', 'bed.csv'):
+        assert f'{name} cannot be read' in caplog.text
+
+
 def test_a_planned_comparison_stands_on_top_and_is_held_against_the_records(copy):
     place, build = copy
     difference = sum(a - b for a, b in zip(numbers('amd'), numbers('mgd'), strict=True)) / 2
