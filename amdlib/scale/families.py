@@ -23,7 +23,7 @@ import torch
 from amdlib.errors import SettingError
 from amdlib.files import ROOT, read_json, write_json, write_text
 from amdlib.scale.trial import SHIPPED, STAGES, try_detector
-from amdlib.words import log, number
+from amdlib.words import log
 
 CONFIGS = SHIPPED / 'configs'
 KEPT, PAGE = ROOT / 'results' / 'families.json', ROOT / 'docs' / 'families.md'
@@ -182,8 +182,7 @@ def _line_of_done(name: str, found: dict[str, Any]) -> dict[str, str]:
     levels = [f'{stride}' if i in in_loss else f'({stride})' for i, stride in enumerate(found['strides'])]
     return {'family': name, 'config': f'`{found["config"].partition("/")[2]}`', 'detector': found['detector'],
             'taken from': found['neck'] or f'{found["backbone"]}, no neck', 'strides': ' '.join(levels),
-            'given to': ', '.join(f'`{door}`' for door in found['received_by']),
-            'gradient': number(found['gradient'], '.2g')}
+            'given to': ', '.join(f'`{door}`' for door in found['received_by'])}
 
 
 def _line_of_other(name: str, found: dict[str, Any]) -> dict[str, str]:

@@ -17,6 +17,7 @@ import torch
 from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
+from mmengine.logging import MessageHub
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
@@ -61,8 +62,8 @@ def build(config: Config, seed: int) -> nn.Module:
 
 
 def pictures(config: Config, px: int) -> dict[str, Any]:
-    """Two random pictures with boxes and proposals, and with masks and classes of pixels where the config's own pipeline
-    loads them, as a data loader gives them."""
+    """Two random pictures as a data loader gives them: with boxes and proposals, and with masks and classes of pixels
+    where the config's own pipeline loads them."""
     loaded = str(config.get('train_dataloader'))
     every = 'LoadPanopticAnnotations' in loaded
     # HTC and SCNet compare classes of pixels at the size of a level, to which their pipelines shrink them.
@@ -164,9 +165,11 @@ def _stages(file: Path, px: int) -> Iterator[dict[str, Any]]:
     student.train()
     teacher.eval()      # not in one line: what LAD's and LD's give is None
     teacher.requires_grad_(False)
-    names = {part: type(getattr(student, part, None)).__name__ for part in ('backbone', 'neck')}
-    yield {'detector': type(student).__name__, 'backbone': names['backbone'],
-           'neck': '' if names['neck'] == 'NoneType' else names['neck']}
+    MessageHub.get_current_instance().update_info('epoch', 0)      # TOOD asks for it
+    neck = getattr(student, 'neck', None)
+    necks = neck if type(neck) is nn.Sequential else [] if neck is None else [neck]
+    yield {'detector': type(student).__name__, 'backbone': type(student.backbone).__name__,
+           'neck': ' + '.join(type(part).__name__ for part in necks)}
 
     batch = student.data_preprocessor(pictures(config, px), training=True)
     inputs, samples = batch['inputs'], batch['data_samples']

@@ -47,7 +47,7 @@ def test_a_detector_that_distils(narrow):
     assert found['distillation'] > 0
 
 
-@pytest.mark.parametrize('name', ['rtmdet', 'yolact', 'yolox'])
+@pytest.mark.parametrize('name', ['rtmdet', 'yolox'])
 def test_a_family_that_distils(name):
     found = try_detector(families.families()[name], PX)
     assert found['stage'] == 'distils', found['reason']
@@ -119,6 +119,7 @@ def test_nothing_is_fetched_files_are_found_and_regions_are_few():
 
 # ---- all of them ------------------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 def test_a_family_that_ends_its_process_or_takes_too_long_is_told(tmp_path, monkeypatch, narrow):
     (tmp_path / 'ends.py').write_text("__import__('os')._exit(3)")
     (tmp_path / 'sleeps.py').write_text("__import__('time').sleep(600)")
