@@ -57,6 +57,13 @@ CHOSEN = {
 }
 """Where the rule of `config_of` would take a config without what the family is about, or a large one."""
 
+WHY = {
+    'soft_teacher': 'it trains on labelled and unlabelled pictures at once, with a teacher of its own',
+    'tridentnet': 'in training it has three branches, which triple the pictures of its features; in evaluation, as a '
+                  'teacher, it has one',
+}
+"""What the errors of these families mean."""
+
 
 def families() -> dict[str, Path]:
     """The config of every family, by its name."""
@@ -186,5 +193,6 @@ def _line_of_done(name: str, found: dict[str, Any]) -> dict[str, str]:
 
 
 def _line_of_other(name: str, found: dict[str, Any]) -> dict[str, str]:
+    reason = f'{WHY[name]} ({found["reason"]})' if name in WHY else found['reason']
     return {'family': name, 'config': f'`{found["config"].partition("/")[2]}`',
-            'came to': found['stage'] or 'not built', 'reason': found['reason'].replace('|', '\\|')}
+            'came to': found['stage'] or 'not built', 'reason': reason.replace('|', '\\|')}

@@ -145,6 +145,7 @@ def test_the_page_tells_what_is_kept_of_every_family():
     assert (ROOT / 'docs' / 'families.md').read_text() == families.text_of(kept)
     assert sum(found['stage'] == 'distils' for found in kept.values()) >= 55
     assert all(found['stage'] == 'distils' or found['reason'] for found in kept.values())
+    assert not any(kept[name]['stage'] == 'distils' for name in families.WHY)
 
 
 def test_an_unknown_family_is_told_in_a_line(capsys):
