@@ -167,7 +167,7 @@ def _stages(file: Path, px: int) -> Iterator[dict[str, Any]]:
     teacher.requires_grad_(False)
     MessageHub.get_current_instance().update_info('epoch', 0)      # TOOD asks for it
     neck = getattr(student, 'neck', None)
-    necks = neck if type(neck) is nn.Sequential else [] if neck is None else [neck]
+    necks = neck if isinstance(neck, nn.Sequential) else [] if neck is None else [neck]
     yield {'detector': type(student).__name__, 'backbone': type(student.backbone).__name__,
            'neck': ' + '.join(type(part).__name__ for part in necks)}
 
