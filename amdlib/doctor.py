@@ -18,7 +18,7 @@ NEEDED = {'torch': 'torch', 'torchvision': 'torchvision', 'mmcv': 'mmcv-lite', '
           'ipykernel': 'ipykernel', 'ipywidgets': 'ipywidgets', 'anywidget': 'anywidget',
           'nbformat': 'nbformat', 'nbconvert': 'nbconvert',
           'latex2mathml': 'latex2mathml', 'tabulate': 'tabulate', 'tqdm': 'tqdm', 'filelock': 'filelock',
-          'psutil': 'psutil',
+          'psutil': 'psutil', 'yaml': 'pyyaml',
           'pkg_resources': 'setuptools'}  # mmengine reads mmdet:: configs through it; setuptools >= 81 has it no more
 GIB = 2 ** 30
 

@@ -354,19 +354,19 @@ def _shifted_grid(rois: Tensor, offset: Tensor, size: tuple[int, int], spatial_s
 def _corners(rois: Tensor, ys: Tensor, xs: Tensor, height: int, width: int):
     """Of each sampling point the four pixels around it, as rows of the maps with channels last, and their weights.
 
-    Then what mmcv takes for the weights in the gradient of an offset, along x and along y: the same, but not clamped at
-    the border. All are (n, bins, bins, g, g', 2, 2) or of a shape that fits.
+    Then what mmcv takes for their derivatives along x and along y, where it does not clamp the other coordinate at the
+    border. All are (n, bins, bins, g, g', 2, 2) or of a shape that fits.
     """
     axes = []
     for position, size in ((ys, height), (xs, width)):
         pixels, weights = _neighbours(position, size)
-        inside = (position >= -1) & (position <= size)
+        inside = ((position >= -1) & (position <= size)).to(position.dtype)
         free = ((pixels[1] - position) * inside, (position - pixels[0]) * inside)
-        axes.append([torch.stack(pair, dim=-1) for pair in (pixels, weights, free)])
-    rows, weight_y, free_y = (value[..., :, None, :, None] for value in axes[0])
-    columns, weight_x, free_x = (value[..., None, :, None, :] for value in axes[1])
-    image, sign = rois[:, 0].long().view(-1, 1, 1, 1, 1, 1, 1), ys.new_tensor([-1, 1])
-    return (image * height + rows) * width + columns, weight_y * weight_x, free_y * sign, free_x * sign[:, None]
+        axes.append([torch.stack(pair, dim=-1) for pair in (pixels, weights, free, (-inside, inside))])
+    rows, weight_y, free_y, slope_y = (value[..., :, None, :, None] for value in axes[0])
+    columns, weight_x, free_x, slope_x = (value[..., None, :, None, :] for value in axes[1])
+    image = rois[:, 0].long().view(-1, 1, 1, 1, 1, 1, 1)
+    return (image * height + rows) * width + columns, weight_y * weight_x, free_y * slope_x, slope_y * free_x
 
 
 def _bags(input: Tensor, index: Tensor, weight: Tensor) -> Tensor:

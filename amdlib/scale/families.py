@@ -23,7 +23,7 @@ import torch
 from amdlib.errors import SettingError
 from amdlib.files import ROOT, read_json, write_json, write_text
 from amdlib.scale.trial import SHIPPED, STAGES, try_detector
-from amdlib.words import log, number
+from amdlib.words import log
 
 CONFIGS = SHIPPED / 'configs'
 KEPT, PAGE = ROOT / 'results' / 'families.json', ROOT / 'docs' / 'families.md'
@@ -56,6 +56,13 @@ CHOSEN = {
     'yolox': 'yolox_tiny_8xb8-300e_coco',
 }
 """Where the rule of `config_of` would take a config without what the family is about, or a large one."""
+
+WHY = {
+    'soft_teacher': 'it trains on labelled and unlabelled pictures at once, with a teacher of its own',
+    'tridentnet': 'in training it has three branches, which triple the pictures of its features; in evaluation, as a '
+                  'teacher, it has one',
+}
+"""What the errors of these families mean."""
 
 
 def families() -> dict[str, Path]:
@@ -182,10 +189,10 @@ def _line_of_done(name: str, found: dict[str, Any]) -> dict[str, str]:
     levels = [f'{stride}' if i in in_loss else f'({stride})' for i, stride in enumerate(found['strides'])]
     return {'family': name, 'config': f'`{found["config"].partition("/")[2]}`', 'detector': found['detector'],
             'taken from': found['neck'] or f'{found["backbone"]}, no neck', 'strides': ' '.join(levels),
-            'given to': ', '.join(f'`{door}`' for door in found['received_by']),
-            'gradient': number(found['gradient'], '.2g')}
+            'given to': ', '.join(f'`{door}`' for door in found['received_by'])}
 
 
 def _line_of_other(name: str, found: dict[str, Any]) -> dict[str, str]:
+    reason = f'{WHY[name]} ({found["reason"]})' if name in WHY else found['reason']
     return {'family': name, 'config': f'`{found["config"].partition("/")[2]}`',
-            'came to': found['stage'] or 'not built', 'reason': found['reason'].replace('|', '\\|')}
+            'came to': found['stage'] or 'not built', 'reason': reason.replace('|', '\\|')}

@@ -17,6 +17,7 @@ import torch
 from mmdet.registry import MODELS
 from mmdet.testing import demo_mm_inputs
 from mmengine.config import Config
+from mmengine.logging import MessageHub
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
@@ -42,7 +43,7 @@ def lightened(config: Any) -> Any:
     if isinstance(config, dict):
         light = {key: lightened(value) for key, value in config.items() if key != 'batch_augments'}
         light |= {key: None for key in light if key in ('pretrained', 'teacher_ckpt')}
-        if 'Pretrained' in str(light.get('init_cfg')):
+        if 'checkpoint' in str(light.get('init_cfg')):
             light['init_cfg'] = None
         if 'pos_fraction' in light:     # a sampler; heads of two stages take half a minute with 512 regions
             light['num'] = min(light['num'], REGIONS)
@@ -61,12 +62,17 @@ def build(config: Config, seed: int) -> nn.Module:
 
 
 def pictures(config: Config, px: int) -> dict[str, Any]:
-    """Two random pictures with boxes, masks, classes of pixels and proposals, as a data loader gives them."""
+    """Two random pictures as a data loader gives them: with boxes and proposals, and with masks and classes of pixels
+    where the config's own pipeline loads them."""
+    loaded = str(config.get('train_dataloader'))
+    every = 'LoadPanopticAnnotations' in loaded
     # HTC and SCNet compare classes of pixels at the size of a level, to which their pipelines shrink them.
-    scales = re.findall(r"'SegRescale',\s*'scale_factor': ([\d.]+)", str(config.get('train_pipeline')))
+    scales = re.findall(r"'SegRescale',\s*'scale_factor': ([\d.]+)", loaded)
     np.random.seed(0)
-    batch = demo_mm_inputs(2, (3, px, px), num_items=[3, 2], num_classes=8, with_mask=True, with_semantic=True,
-                           sem_seg_output_strides=round(1 / float(scales[0])) if scales else 1)
+    batch = demo_mm_inputs(
+        2, (3, px, px), num_items=[3, 2], num_classes=8, with_mask=every or "'with_mask': True" in loaded,
+        with_semantic=every or "'with_seg': True" in loaded,
+        sem_seg_output_strides=round(1 / float(scales[0])) if scales else 1)
     for sample in batch['data_samples']:
         boxes = sample.gt_instances.bboxes
         sample.proposals = InstanceData(bboxes=boxes + torch.rand_like(boxes), scores=torch.ones(len(boxes)))
@@ -156,17 +162,21 @@ def _stages(file: Path, px: int) -> Iterator[dict[str, Any]]:
     config = Config.fromfile(file)
     init_default_scope(config.get('default_scope', 'mmdet'))
     student, teacher = (build(config, seed) for seed in (0, 1))
-    student, teacher = student.train(), teacher.eval().requires_grad_(False)
-    names = {part: type(getattr(student, part, None)).__name__ for part in ('backbone', 'neck')}
-    yield {'detector': type(student).__name__, 'backbone': names['backbone'],
-           'neck': '' if names['neck'] == 'NoneType' else names['neck']}
+    student.train()
+    teacher.eval()      # not in one line: what LAD's and LD's give is None
+    teacher.requires_grad_(False)
+    MessageHub.get_current_instance().update_info('epoch', 0)      # TOOD asks for it
+    neck = getattr(student, 'neck', None)
+    necks = neck if isinstance(neck, nn.Sequential) else [] if neck is None else [neck]
+    yield {'detector': type(student).__name__, 'backbone': type(student.backbone).__name__,
+           'neck': ' + '.join(type(part).__name__ for part in necks)}
 
     batch = student.data_preprocessor(pictures(config, px), training=True)
     inputs, samples = batch['inputs'], batch['data_samples']
     with features_handed(student) as f_s, features_received(student) as received:
         detection, _ = student.parse_losses(student.loss(inputs, samples))
     need(torch.isfinite(detection), f'the loss is {detection:g}')
-    yield {'detection': float(detection)}
+    yield {'detection': float(detection.detach())}
 
     by_door = {door: [i for i, f in enumerate(f_s) if any(f is one for one in maps)] for door, maps in received.items()}
     missed = set(range(len(f_s))).difference(*by_door.values())
@@ -190,7 +200,7 @@ def _stages(file: Path, px: int) -> Iterator[dict[str, Any]]:
     (detection + distillation).backward()
     optimizer.step()
     need(any(not torch.equal(old, new) for old, new in zip(before, weights, strict=True)), 'the step moved no weight')
-    yield {'distillation': float(distillation), 'gradient': float(gradient)}
+    yield {'distillation': float(distillation.detach()), 'gradient': float(gradient)}
 
 
 def _distillation(f_s: list[Tensor], f_t: list[Tensor], samples: list) -> tuple[Tensor, list[nn.Module]]:
