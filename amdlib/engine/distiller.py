@@ -82,7 +82,8 @@ class Distiller(BaseModel):
         if teacher_weights is not None:
             load_strictly(teacher, read_weights(teacher_weights), str(teacher_weights))
         self.student = student
-        object.__setattr__(self, 'teacher', teacher.eval().requires_grad_(False))  # not a submodule, see above
+        teacher.eval()      # of some detectors it returns nothing
+        object.__setattr__(self, 'teacher', teacher.requires_grad_(False))  # not a submodule, see above
         self.half_teacher = HALF.get(half_teacher)
         self.method, self.alone = method, alone
         self.levels, self.student_taps, self.teacher_taps = self._levels(levels, student_module, teacher_module)
@@ -109,6 +110,10 @@ class Distiller(BaseModel):
     def detector(self) -> nn.Module:
         """The student, by the name under which mmdet's hooks look for a detector in another model."""
         return self.student
+
+    def set_epoch(self, epoch: int) -> None:
+        """For students that want to know it (SetEpochInfoHook)."""
+        self.student.set_epoch(epoch)
 
     def init_weights(self) -> None:
         """Done when it was built: the student starts before anything else draws."""

@@ -190,3 +190,13 @@ def test_levels_that_cannot_be_paired_are_refused_with_both_lists(distiller, mod
         changes = {**changes, 'teacher': other}
     with pytest.raises(ValueError, match=told):
         distiller('FPN', **changes)
+
+
+def test_mmdets_hooks_find_the_student_in_a_distiller(distiller):
+    """YOLOX's hook looks for `detector`, SetEpochInfoHook calls `set_epoch`; some detectors' eval() returns nothing."""
+    model = distiller('FPN')
+    assert model.detector is model.student
+    told = []
+    model.student.set_epoch = told.append
+    model.set_epoch(3)
+    assert told == [3]
