@@ -160,7 +160,7 @@ def _both(tree: Path, folder: Path) -> dict[str, dict[str, dict[str, str]]]:
     for side, root in (('old', tree), ('new', ROOT)):
         (folder / f'{side}-runs').mkdir()
         command = [sys.executable, '-c', TRY, str(folder / f'{side}-runs'), str(folder / f'{side}.json')]
-        env = {**os.environ, 'PYTHONPATH': str(root), 'OMP_NUM_THREADS': '1'}
+        env = {**os.environ, 'PYTHONPATH': str(root), 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': ''}  # on the CPU
         with open(folder / f'{side}.log', 'w') as out:
             processes[side] = subprocess.Popen(command, cwd=root, env=env, stdout=out, stderr=subprocess.STDOUT)
     try:
