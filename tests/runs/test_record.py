@@ -63,3 +63,11 @@ def test_what_is_wrong_is_told(tmp_path, change, told):
     write_json(tmp_path / 'record.json', change)
     with pytest.raises(ValueError, match=f'^{told}'):
         read_record(tmp_path / 'record.json')
+
+
+@pytest.mark.parametrize(('numbers', 'steps', 'is_one'), [
+    ({'mAP': None, 'AP50': None}, 0, True), ({'mAP': None, 'AP50': 3.0}, 0, False), ({'mAP': None}, 10, False)])
+def test_only_given_weights_may_be_without_a_number(tmp_path, numbers, steps, is_one):
+    write_json(tmp_path / 'record.json', {'numbers': numbers, 'steps': steps})
+    with contextlib.nullcontext() if is_one else pytest.raises(ValueError, match='numbers.mAP'):
+        read_record(tmp_path / 'record.json')

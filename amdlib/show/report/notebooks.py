@@ -72,6 +72,8 @@ def write(path: Path, folder: Path, new: Path, shared: dict[str, Any], front: st
     for cell in notebook.cells:
         if cell.cell_type == 'markdown' and (found := re.findall('^#+ (.+)', cell.source, flags=re.M)):
             heading = found[-1]
+        if 'injected-parameters' in cell.metadata.get('tags', []):      # folders of the machine that executed it
+            cell.source = re.sub(r'"/[^"]*/([^"/]+)/?"', r'"…/\1"', cell.source)
         cell.metadata['alt'] = f'Picture drawn by the cell above, under “{heading}”'
         for output in cell.get('outputs', []):
             _make_safe(output)
