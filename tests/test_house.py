@@ -66,7 +66,7 @@ def test_what_a_module_takes_from_the_package_is_there(path):
 
 def test_a_method_needs_torch_alone():
     known = {'torch', 'amdlib', 'collections', 'typing', 'math', '__future__'}
-    for name in (*methods.names(), methods.CONTRACT):
+    for name in (*methods.names(), *methods.CONTRACTS):
         tree = read(methods.FOLDER / f'{name}.py')
         taken = {(node.module if isinstance(node, ast.ImportFrom) else alias.name).partition('.')[0]
                  for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom)) for alias in node.names}

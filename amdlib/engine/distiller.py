@@ -1,14 +1,15 @@
-"""Distiller: a student, a frozen teacher and one loss a pyramid level, as an mmengine model.
+"""Distiller: a student, a frozen teacher and one loss a pyramid level or a step, as an mmengine model.
 
 The outputs of named modules (`neck.fpn_convs.{i}.conv`) of both detectors are compared, level by level, by a method's
-loss; or, with 'auto', the maps that each detector's head receives, paired by their size. The teacher is a plain
-attribute, not a submodule: so it is in neither the optimizer nor the checkpoint nor a distributed wrapper, and
-`train()` never reaches it.
+loss; or, with 'auto', the maps that each detector's head receives, paired by their size. A method that looks at whole
+steps gets them all, and of the heads what it needs (`engine.step`). The teacher is a plain attribute, not a submodule:
+so it is in neither the optimizer nor the checkpoint nor a distributed wrapper, and `train()` never reaches it.
 """
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,9 +21,10 @@ from torch import Tensor, nn
 
 from amdlib.engine import pixels, start
 from amdlib.engine.kept import KeptFeatures
+from amdlib.engine.step import OF_TEACHERS_HEAD, DetectorStep, hear, offers
 from amdlib.engine.taps import AUTO, PROBE_PX, look, never_seen, pairs_by_size, tap, told_sizes
 from amdlib.errors import RunError
-from amdlib.methods import find_method, is_outside
+from amdlib.methods import find_method, is_outside, looks_at_steps
 from amdlib.weights.reading import load_strictly, read_weights
 from amdlib.words import log
 
@@ -54,7 +56,8 @@ class Distiller(BaseModel):
         reference_rms: what the constants bring the teacher's features to; said here, not used.
         alone: each picture passes the teacher on its own, so that the other pictures of a step change no bit.
         kept: folder with the teacher's features of every picture (see `engine.kept`), instead of passing them again.
-        shuffled: a control: every picture gets the features of another one. Training then needs `kept`.
+        shuffled: a control: every picture gets the features of another one. Training then needs `kept`; where a method
+            needs the teacher's head, which is not kept, it is the picture before it in the step.
 
     A teacher that wants other pixels (mean, std, order of channels) gets them, padding included, by an exact map.
 
@@ -90,13 +93,20 @@ class Distiller(BaseModel):
         self.scales = [1.0] * len(self.levels) if scales is None else [float(scale) for scale in scales]
         if len(self.scales) != len(self.levels) or not all(0 < scale < float('inf') for scale in self.scales):
             raise ValueError(f'scales={scales!r}: expected a positive number for each of the levels {self.levels}')
-        self.shuffled, self.kept = shuffled, KeptFeatures(kept, self.levels, shuffled) if kept else None
+        self.needs = loss_class.NEEDS if looks_at_steps(loss_class) else None     # None: it looks at levels
+        if self.needs is not None and (why := loss_class.cannot(offers(student), offers(teacher))):
+            raise ValueError(f'{method}: {why}')
+        keeps = kept and not (self.needs or frozenset()) & OF_TEACHERS_HEAD
+        self.shuffled, self.kept = shuffled, KeptFeatures(kept, self.levels, shuffled) if keeps else None
         self.measures_gradients = False     # set for a step by engine.runner.GradientHook
         self.inherited = start.inherit(student, teacher.state_dict(), inherit)
         # names as in the public FGD and MGD checkpoints: distill_losses.loss_mgd_fpn_0.align.weight
         self.short = loss_class.__name__.lower() if is_outside(method) else method
-        self.distill_losses = nn.ModuleDict()
-        for i, (c_s, c_t) in zip(self.levels, self._measure_channels(), strict=True):
+        self.distill_losses, channels = nn.ModuleDict(), self._measure_channels()
+        if self.needs is not None:
+            with start.drawn_from('loss', seed, 0):
+                self.distill_losses[f'loss_{self.short}'] = loss_class(channels, **(options or {}))
+        for i, (c_s, c_t) in [] if self.needs is not None else zip(self.levels, channels, strict=True):
             with start.drawn_from('loss', seed, i):
                 loss = loss_class(c_s, c_t, **(options or {}))
             if hasattr(loss, 'reseed'):
@@ -125,38 +135,53 @@ class Distiller(BaseModel):
         return self.student(inputs, data_samples, mode=mode)
 
     def loss(self, inputs: Tensor, data_samples: list[BaseDataElement]) -> dict[str, Tensor]:
-        """The student's losses and `loss_<method>_fpn_<i>` a level.
+        """The student's losses and `loss_<method>_fpn_<i>` a level, or `loss_<method>_<term>` of a step.
 
-        Logged beside them: `share_fpn_<i>`, each level's share of the total (0 to 1); `ratio`, distillation over
-        detection; what a method tells of itself (`<name>_fpn_<i>`); now and then the gradients (`GradientHook`).
+        Logged beside them: `share_fpn_<i>`, each level's share of the total (0 to 1), or `share_<method>_<term>`;
+        `ratio`, distillation over detection; what a method tells of itself (`<name>_fpn_<i>`, `<name>`); now and then
+        the gradients (`GradientHook`).
         """
-        f_t = self._features_of(inputs, data_samples)
-        with tap(self.student, self.student_taps) as f_s:
+        f_t = self._features_of(inputs, data_samples) if self.needs is None else None
+        with tap(self.student, self.student_taps) as f_s, hear(self.student, self.needs or ()) as heard:
             losses = dict(self.student.loss(inputs, data_samples))
         detection, _ = self.parse_losses(losses)
-        boxes = [_boxes_xyxy_px(sample) for sample in data_samples]
-        shapes = [tuple(sample.img_shape[:2]) for sample in data_samples]
-        f_s, f_t = (_divided(features, self.scales) for features in (f_s, f_t))
-        terms = {}
-        for (name, loss), s, t, finer, coarser in zip(self.distill_losses.items(), f_s, f_t, [None, *f_t[:-1]],
-                                                      [*f_t[1:], None], strict=True):
-            loss.look_around(finer, coarser)
-            terms[name] = loss(s, t, boxes, shapes)
+        step = DetectorStep(self, inputs, data_samples, heard, f_s, partial(self._features_of, inputs, data_samples))
+        terms = self._terms_of_levels(f_s, f_t, step) if self.needs is None else self._terms_of_step(step)
         losses.update(terms)
         total, logged = self.parse_losses(losses)
         _stop_if_not_finite(total, logged)
-        for i, (term, loss) in zip(self.levels, zip(terms.values(), self.distill_losses.values(), strict=True),
-                                   strict=True):
-            losses[f'share_fpn_{i}'] = (term / total).detach()  # no 'loss' in the name: logged, not added up
-            for name, value in getattr(loss, 'told', {}).items():
-                if 'loss' in name:
-                    raise ValueError(f'{self.method} tells {name!r}: what has loss in its name is added up')
-                losses[f'{name}_fpn_{i}'] = value.detach()
+        for name, loss in self.distill_losses.items():
+            for term in [name] if self.needs is None else terms:
+                losses[self._share(term)] = (terms[term] / total).detach()  # no 'loss' in the name: not added up
+            for told, value in getattr(loss, 'told', {}).items():
+                if 'loss' in told:
+                    raise ValueError(f'{self.method} tells {told!r}: what has loss in its name is added up')
+                losses[told + name.removeprefix(f'loss_{self.short}')] = value.detach()
         distillation = sum(terms.values())
         losses['ratio'] = (distillation / detection.clamp(min=1e-12)).detach()
         if self.measures_gradients:
             losses |= {'grad_detection': self._gradient(detection), 'grad_distillation': self._gradient(distillation)}
         return losses
+
+    def _terms_of_levels(self, f_s: list[Tensor], f_t: list[Tensor], step: DetectorStep) -> dict[str, Tensor]:
+        """The loss of every level, by name."""
+        f_s, f_t = (_divided(features, self.scales) for features in (f_s, f_t))
+        terms = {}
+        for (name, loss), s, t, finer, coarser in zip(self.distill_losses.items(), f_s, f_t, [None, *f_t[:-1]],
+                                                      [*f_t[1:], None], strict=True):
+            loss.look_around(finer, coarser)
+            terms[name] = loss(s, t, step.boxes, step.image_shapes)
+        return terms
+
+    def _terms_of_step(self, step: DetectorStep) -> dict[str, Tensor]:
+        """The terms of a method that looks at the step, by name."""
+        ((name, loss),) = self.distill_losses.items()
+        return {f'{name}_{term}': value for term, value in loss(step).items()}
+
+    def _share(self, term: str) -> str:
+        """`loss_amd_fpn_0` -> `share_fpn_0`, as levels are known; `loss_kd_cls` -> `share_kd_cls`."""
+        place = term.removeprefix(f'loss_{self.short}_')
+        return f'share_{place}' if place.startswith('fpn_') else term.replace('loss', 'share', 1)
 
     def _features_of(self, inputs: Tensor, data_samples: list[BaseDataElement]) -> list[Tensor]:
         """The teacher's feature of every level for these pictures."""
@@ -166,12 +191,15 @@ class Distiller(BaseModel):
             return [feature.to(inputs.device) for feature in found]
         if self.shuffled:
             raise RunError('shuffled=True needs the kept features of all pictures')
-        if self.pixels_of_teacher is not None:
-            inputs = self.pixels_of_teacher(inputs, data_samples)
+        inputs = self.pixels_for_teacher(inputs, data_samples)
         if not self.alone:
             return self.teacher_features(inputs)
         each = [self.teacher_features(picture) for picture in inputs.split(1)]
         return [torch.cat(level) for level in zip(*each, strict=True)]
+
+    def pixels_for_teacher(self, inputs: Tensor, data_samples: list[BaseDataElement]) -> Tensor:
+        """The pictures as the teacher's preprocessor would give them."""
+        return inputs if self.pixels_of_teacher is None else self.pixels_of_teacher(inputs, data_samples)
 
     def _gradient(self, loss: Tensor) -> Tensor:
         """Norm of a loss's gradient on the student's backbone."""
@@ -185,11 +213,12 @@ class Distiller(BaseModel):
     @torch.no_grad()
     def teacher_features(self, inputs: Tensor) -> list[Tensor]:
         """The teacher's feature of every level: pixels (N, 3, H, W) -> (N, C, h, w) each."""
-        with tap(self.teacher, self.teacher_taps) as features, self._teacher_precision(inputs.device.type):
+        with tap(self.teacher, self.teacher_taps) as features, self.teacher_precision(inputs.device.type):
             self.teacher.extract_feat(inputs)  # backbone and neck, no head
         return features
 
-    def _teacher_precision(self, device: str) -> AbstractContextManager:
+    def teacher_precision(self, device: str) -> AbstractContextManager:
+        """In which precision the teacher passes."""
         return nullcontext() if self.half_teacher is None else torch.autocast(device, dtype=self.half_teacher)
 
     def _apply(self, fn: Callable, recurse: bool = True) -> Distiller:
@@ -249,11 +278,6 @@ class Distiller(BaseModel):
 def _divided(features: Sequence[Tensor], scales: Sequence[float]) -> list[Tensor]:
     """Features of every level in the magnitude that published weights belong to."""
     return [feature if scale == 1 else feature / scale for feature, scale in zip(features, scales, strict=True)]
-
-
-def _boxes_xyxy_px(sample: BaseDataElement) -> Tensor:
-    boxes = sample.gt_instances.bboxes
-    return getattr(boxes, 'tensor', boxes)  # mmdet wraps boxes in HorizontalBoxes on some paths
 
 
 def _stop_if_not_finite(total: Tensor, terms: dict[str, Tensor]) -> None:

@@ -1,8 +1,8 @@
-"""The distillation methods: mathematics of one pyramid level, with published weights; torch alone, one file a method.
+"""The distillation methods: mathematics of a level or a step, with published weights; torch alone, one file a method.
 
-A method is one file here with exactly one `LevelLoss` of its own (`level.py` has the contract), found by the file's
-name; or a class in a user's file, named `path/to/file.py:ClassName`. What detectors, data or runs are does not belong
-here. Importing this package imports no torch; `find_method` does.
+A method is one file here with exactly one `LevelLoss` (`level.py`) or `StepLoss` (`step.py` has the contract) of its
+own, found by the file's name; or a class in a user's file, named `path/to/file.py:ClassName`. What detectors, data or
+runs are does not belong here. Importing this package imports no torch; `find_method` does.
 """
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ from amdlib.files import digest
 
 if TYPE_CHECKING:
     from amdlib.methods.level import LevelLoss
+    from amdlib.methods.step import StepLoss
+    Method = LevelLoss | StepLoss
 
 FOLDER = Path(__file__).parent
-CONTRACT = 'level'                                              # the one file here that is no method
-CHANNELS = ('student_channels', 'teacher_channels')
-NOT_OPTIONS = (*CHANNELS, 'seed')                               # given by whoever builds a loss for a level
+CONTRACTS = ('level', 'step')                                   # the files here that are no methods
+CHANNELS = {'weighted_loss': ('student_channels', 'teacher_channels'), 'weighted_losses': ('channels',)}
+GIVEN = {'weighted_loss': ('f_s', 'f_t', 'boxes', 'image_shapes'), 'weighted_losses': ('step',)}
 OUTSIDE = 'path/to/file.py:ClassName'
 
 _loaded: dict[Path, tuple[bytes, types.ModuleType]] = {}        # files from outside: content, module made of it
@@ -34,7 +36,7 @@ _loaded: dict[Path, tuple[bytes, types.ModuleType]] = {}        # files from out
 def names() -> tuple[str, ...]:
     """Names of the package's own methods, in alphabetical order."""
     found = {path.stem for path in FOLDER.glob('*.py') if path.stem.isidentifier() and not path.stem.startswith('_')}
-    return tuple(sorted(found - {CONTRACT}))
+    return tuple(sorted(found - {*CONTRACTS}))
 
 
 def is_outside(name: str) -> bool:
@@ -69,12 +71,12 @@ def method_file(name: str) -> Path:
     return path
 
 
-def find_method(name: str) -> type[LevelLoss]:
+def find_method(name: str) -> type[Method]:
     """The class of a method: 'amd', or 'path/to/file.py:ClassName' for one from outside.
 
     A file from outside is run, once, and again where its content has changed since.
     Errors: SettingError for an unknown name; for a file that is not there or cannot be run, or that has no such class;
-    for a class that does not keep the contract of `LevelLoss`.
+    for a class that does not keep the contract of `LevelLoss` or `StepLoss`.
     """
     path = method_file(name)
     if is_outside(name):
@@ -86,16 +88,28 @@ def find_method(name: str) -> type[LevelLoss]:
 
 
 def options_of(name: str) -> dict[str, inspect.Parameter]:
-    """The options of a method: what its constructor takes but the channels and `seed`, by name.
+    """The options of a method: what its constructor takes but the channels and `seed`, which are given, by name.
 
     Errors: SettingError as of `find_method`.
     """
     return _options(find_method(name))
 
 
-def _options(method: type[LevelLoss]) -> dict[str, inspect.Parameter]:
+def looks_at_steps(method: type) -> bool:
+    """Whether a method's class is a `StepLoss`."""
+    from amdlib.methods.step import StepLoss
+    return issubclass(method, StepLoss)
+
+
+def _options(method: type[Method]) -> dict[str, inspect.Parameter]:
+    given = (*CHANNELS[_computes(method)], 'seed')
     return {name: parameter for name, parameter in inspect.signature(method).parameters.items()
-            if name not in NOT_OPTIONS and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)}
+            if name not in given and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)}
+
+
+def _computes(method: type[Method]) -> str:
+    """The name of the function in which a method computes its loss."""
+    return 'weighted_losses' if looks_at_steps(method) else 'weighted_loss'
 
 
 def _split(name: str) -> tuple[Path, str]:
@@ -134,65 +148,78 @@ def _run(name: str, path: Path) -> types.ModuleType:
     return module
 
 
-def _class_of(name: str, module: types.ModuleType) -> type[LevelLoss]:
+def _class_of(name: str, module: types.ModuleType) -> type[Method]:
     """The class that the name asks for."""
-    from amdlib.methods.level import LevelLoss
     wanted = name.rpartition(':')[2]
     found = getattr(module, wanted, None)
     if found is None:
         there = [cls.__name__ for cls in _losses_of(module)]
-        raise SettingError(f'method {name!r}: {module.__file__} has no class {wanted!r}; its subclasses of LevelLoss: '
-                           f'{", ".join(there) or "none"}')
-    if not (isinstance(found, type) and issubclass(found, LevelLoss)):
-        raise SettingError(f'method {name!r}: {wanted} is no subclass of LevelLoss; expected a class that begins '
-                           f'`class {wanted}(LevelLoss)`, with `from amdlib.methods.level import LevelLoss`')
+        raise SettingError(f'method {name!r}: {module.__file__} has no class {wanted!r}; its subclasses of LevelLoss '
+                           f'and StepLoss: {", ".join(there) or "none"}')
+    if not _is_loss(found):
+        raise SettingError(f'method {name!r}: {wanted} is no subclass of LevelLoss or StepLoss; expected a class that '
+                           f'begins `class {wanted}(LevelLoss)`, with `from amdlib.methods.level import LevelLoss`')
     return found
 
 
-def _only_class(path: Path, module: types.ModuleType) -> type[LevelLoss]:
+def _only_class(path: Path, module: types.ModuleType) -> type[Method]:
     """The one loss that a file of the package defines."""
     found = _losses_of(module)
     if len(found) != 1:
-        raise SettingError(f'{path}: expected exactly one subclass of LevelLoss, found '
+        raise SettingError(f'{path}: expected exactly one subclass of LevelLoss or StepLoss, found '
                            f'{", ".join(cls.__name__ for cls in found) or "none"}')
     return found[0]
 
 
-def _losses_of(module: types.ModuleType) -> list[type[LevelLoss]]:
+def _losses_of(module: types.ModuleType) -> list[type[Method]]:
+    return [value for value in vars(module).values() if _is_loss(value) and value.__module__ == module.__name__]
+
+
+def _is_loss(value: object) -> bool:
     from amdlib.methods.level import LevelLoss
-    return [value for value in vars(module).values() if isinstance(value, type) and issubclass(value, LevelLoss)
-            and value.__module__ == module.__name__]
+    return isinstance(value, type) and (issubclass(value, LevelLoss) or looks_at_steps(value))
 
 
-def _check(name: str, method: type[LevelLoss]) -> None:
+def _check(name: str, method: type[Method]) -> None:
     """SettingError unless a class keeps the contract: told before a teacher is trained for it."""
-    for problem in (_signature_problem(method), _exponents_problem(method), _published_problem(method)):
+    for problem in (_signature_problem(method), _needs_problem(method), _exponents_problem(method),
+                    _published_problem(method)):
         if problem:
             raise SettingError(f'method {name!r}: {method.__name__}{problem}')
 
 
-def _signature_problem(method: type[LevelLoss]) -> str:
-    from amdlib.methods.level import LevelLoss
-    if method.weighted_loss is LevelLoss.weighted_loss:
-        return ' does not define weighted_loss; expected weighted_loss(self, f_s, f_t, boxes, image_shapes)'
+def _signature_problem(method: type[Method]) -> str:
+    name = _computes(method)
+    expected = f'expected {name}({", ".join(["self", *GIVEN[name]])})'
+    computes = getattr(method, name)
+    if computes.__module__ in [f'{__name__}.{contract}' for contract in CONTRACTS]:
+        return f' does not define {name}; {expected}'
     try:
-        inspect.signature(method.weighted_loss).bind(*['self', 'f_s', 'f_t', 'boxes', 'image_shapes'])
+        inspect.signature(computes).bind('self', *GIVEN[name])
     except TypeError as error:
-        return (f'.weighted_loss{inspect.signature(method.weighted_loss)}: {error}; expected '
-                'weighted_loss(self, f_s, f_t, boxes, image_shapes)')
-    signature = inspect.signature(method)
+        return f'.{name}{inspect.signature(computes)}: {error}; {expected}'
+    signature, channels = inspect.signature(method), CHANNELS[name]
     parameters = list(signature.parameters.values())
-    if (tuple(p.name for p in parameters[:2]) != CHANNELS
-            or any(p.kind is not p.POSITIONAL_OR_KEYWORD for p in parameters[:2])):
-        return f'{signature}: expected __init__(self, student_channels, teacher_channels, ...options)'
-    for option in parameters[2:]:
+    given, options = parameters[:len(channels)], parameters[len(channels):]
+    if tuple(p.name for p in given) != channels or any(p.kind is not p.POSITIONAL_OR_KEYWORD for p in given):
+        return f'{signature}: expected __init__(self, {", ".join(channels)}, ...options)'
+    for option in options:
         if option.kind is option.POSITIONAL_ONLY or option.default is option.empty and option.kind not in (
                 option.VAR_POSITIONAL, option.VAR_KEYWORD):
             return f'{signature}: the option {option.name} has no default; expected one, such as {option.name}=1.0'
     return ''
 
 
-def _exponents_problem(method: type[LevelLoss]) -> str:
+def _needs_problem(method: type[Method]) -> str:
+    if not looks_at_steps(method):
+        return ''
+    from amdlib.methods.step import NEEDS
+    if isinstance(method.NEEDS, frozenset) and method.NEEDS <= NEEDS.keys():
+        return ''
+    return f'.NEEDS = {method.NEEDS!r}: expected a frozenset out of {", ".join(map(repr, NEEDS))}'
+
+
+def _exponents_problem(method: type[Method]) -> str:
     exponents, options = method.WEIGHT_EXPONENTS, _options(method)
     weights = [option.name for option in options.values() if _is_number(option.default)]
     expected = ("expected for each weight the exponents (a, b) with which its term grows as C**a * (H*W)**b, such as "
@@ -212,7 +239,7 @@ def _exponents_problem(method: type[LevelLoss]) -> str:
     return ''
 
 
-def _published_problem(method: type[LevelLoss]) -> str:
+def _published_problem(method: type[Method]) -> str:
     options = _options(method)
     for pair, published in method.PUBLISHED.items():
         if unknown := [option for option in published if option not in options]:

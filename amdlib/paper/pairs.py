@@ -18,6 +18,7 @@ class Group:
     teacher_config: str
     teacher_file: str           # below the model zoo's v2.0 folder; its name ends in the SHA-256's first 8 digits
     one_stage: bool = True
+    offers: tuple[str, ...] = ()                # what both detectors offer to methods (`engine.step.offers`)
     levels: tuple[int, ...] = (0, 1, 2, 3, 4)   # i of neck.fpn_convs.{i}.conv
     weights_of: str = ''        # the pair whose published loss weights hold here too; default: its own
     own: bool = False           # a pair of the user's: its configs stay whole (see `runs.adapt`)
@@ -45,15 +46,18 @@ class Group:
 GROUPS = {group.name: group for group in (
     Group('retinanet', 'RetinaNet', 'RetinaNet', 'mmdet::retinanet/retinanet_r50_fpn_2x_coco.py',
           'mmdet::retinanet/retinanet_x101-64x4d_fpn_1x_coco.py',
-          'retinanet/retinanet_x101_64x4d_fpn_1x_coco/retinanet_x101_64x4d_fpn_1x_coco_20200130-366f5af1.pth'),
+          'retinanet/retinanet_x101_64x4d_fpn_1x_coco/retinanet_x101_64x4d_fpn_1x_coco_20200130-366f5af1.pth',
+          offers=('heads', 'anchors', 'sigmoid', 'branches')),
     Group('reppoints', 'RepPoints', 'RepPoints', 'mmdet::reppoints/reppoints-moment_r50_fpn-gn_head-gn_2x_coco.py',
           'mmdet::reppoints/reppoints-moment_x101-dconv-c3-c5_fpn-gn_head-gn_2x_coco.py',
           'reppoints/reppoints_moment_x101_fpn_dconv_c3-c5_gn-neck%2Bhead_2x_coco/'
-          'reppoints_moment_x101_fpn_dconv_c3-c5_gn-neck%2Bhead_2x_coco_20200329-f87da1ea.pth'),
+          'reppoints_moment_x101_fpn_dconv_c3-c5_gn-neck%2Bhead_2x_coco_20200329-f87da1ea.pth',
+          offers=('heads', 'anchors', 'sigmoid')),
     Group('faster_rcnn', 'Faster R-CNN', 'Cascade Mask R-CNN', 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_2x_coco.py',
           'mmdet::dcn/cascade-mask-rcnn_x101-32x4d-dconv-c3-c5_fpn_1x_coco.py',
           'dcn/cascade_mask_rcnn_x101_32x4d_fpn_dconv_c3-c5_1x_coco/'
-          'cascade_mask_rcnn_x101_32x4d_fpn_dconv_c3-c5_1x_coco-e75f90c8.pth', one_stage=False, levels=(0, 1, 2, 3)),
+          'cascade_mask_rcnn_x101_32x4d_fpn_dconv_c3-c5_1x_coco-e75f90c8.pth', one_stage=False,
+          offers=('heads', 'anchors', 'sigmoid', 'proposals'), levels=(0, 1, 2, 3)),
 )}
 
 

@@ -52,7 +52,7 @@ def refusal(name):
 # --- The package's own -----------------------------------------------------------------------------------------------
 
 def test_names_are_the_files():
-    files = {path.stem for path in methods.FOLDER.glob('*.py')} - {'__init__', 'level'}
+    files = {path.stem for path in methods.FOLDER.glob('*.py')} - {'__init__', *methods.CONTRACTS}
     assert set(methods.names()) == files
     assert list(methods.names()) == sorted(files)
 
@@ -104,7 +104,8 @@ def test_what_the_registry_imports(code, found):
 def test_a_file_of_the_package_has_one_loss(monkeypatch):
     monkeypatch.setattr('amdlib.methods.fgd.Another', type('Another', (AMDLoss,), {'__module__': 'amdlib.methods.fgd'}),
                         raising=False)
-    assert re.search('fgd.py: expected exactly one subclass of LevelLoss, found FGDLoss, Another', refusal('fgd'))
+    assert re.search('fgd.py: expected exactly one subclass of LevelLoss or StepLoss, found FGDLoss, Another',
+                     refusal('fgd'))
 
 
 # --- From outside ----------------------------------------------------------------------------------------------------
@@ -198,8 +199,9 @@ def test_a_file_that_cannot_be_run_is_told(mine, text, message):
 
 
 @pytest.mark.parametrize(('old', 'new', 'message'), [
-    ('class Mine(', 'class Yours(', "has no class 'Mine'; its subclasses of LevelLoss: Yours"),
-    ('class Mine(LevelLoss)', 'class Mine(torch.nn.Module)', 'Mine is no subclass of LevelLoss; expected a class that'),
+    ('class Mine(', 'class Yours(', "has no class 'Mine'; its subclasses of LevelLoss and StepLoss: Yours"),
+    ('class Mine(LevelLoss)', 'class Mine(torch.nn.Module)',
+     'Mine is no subclass of LevelLoss or StepLoss; expected a class that'),
     ('class Mine(LevelLoss)', 'Mine = 3\n\n\nclass Yours(LevelLoss)', 'Mine is no subclass of LevelLoss'),
     ('def weighted_loss', 'def loss', 'Mine does not define weighted_loss; expected weighted_loss(self, f_s, f_t,'),
     ('f_t, boxes, image_shapes)', 'f_t)', 'Mine.weighted_loss(self, f_s, f_t): too many positional arguments; exp'),

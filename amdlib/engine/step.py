@@ -1,0 +1,229 @@
+"""A training step as methods see it that look at whole steps: a `methods.step.Step` of a Distiller's two detectors.
+
+The student's side is what its own loss pass computes, listened to; no part of it runs twice.
+"""
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from mmdet.models.roi_heads.roi_extractors import SingleRoIExtractor
+from mmdet.structures import SampleList
+from mmdet.structures.bbox import bbox2roi
+from torch import Tensor, nn
+
+from amdlib.engine.taps import maps_in, tap
+from amdlib.methods.level import at_least_float32
+
+if TYPE_CHECKING:
+    from amdlib.engine.distiller import Distiller
+
+OF_TEACHERS_HEAD = {'heads', 'proposals'}   # needs for which the teacher passes each step: kept are its features alone
+FINEST_SCALE_PX = 56                        # of RoIAlign where a detector has no box head of its own; mmdet's default
+
+
+def dense_head(detector: nn.Module) -> nn.Module | None:
+    """The head that scores every position, of a two-stage detector its RPN; None where there is none."""
+    head = getattr(detector, 'bbox_head', None) or getattr(detector, 'rpn_head', None)
+    return head if hasattr(head, 'prior_generator') else None
+
+
+def offers(detector: nn.Module) -> frozenset[str]:
+    """What a detector offers to methods: those of `methods.step.NEEDS` that it has, and of its dense head 'sigmoid'
+    (every class has a score of its own), 'branches' (two rows of convolutions, each with one more as its output) and
+    'distributions' (sides of boxes as distributions)."""
+    head, found = dense_head(detector), {'boxes'}
+    if head is not None:
+        found |= {'heads', *(word for word, has in (
+            ('anchors', hasattr(head.prior_generator, 'base_anchors') or hasattr(head, 'point_base_scale')),
+            ('sigmoid', getattr(head, 'use_sigmoid_cls', False)), ('branches', hasattr(head, 'retina_cls')),
+            ('distributions', hasattr(head, 'integral'))) if has)}
+    if head is not None and hasattr(getattr(detector, 'roi_head', None), 'bbox_roi_extractor'):
+        found.add('proposals')
+    return frozenset(found)
+
+
+class Heard:
+    """What a student's parts gave while it computed its own loss."""
+
+    def __init__(self) -> None:
+        self.heads: tuple[list[Tensor], ...] = ()
+        self.inside: dict[str, list[Tensor]] = {}
+        self.rois: Tensor | None = None         # (K, 5): the image's place, xyxy
+        self.roi_scores: Tensor | None = None
+
+
+@contextmanager
+def hear(student: nn.Module, needs: Collection[str]) -> Iterator[Heard]:
+    """Listen to what these needs ask of a student while the block runs."""
+    heard, handles = Heard(), []
+
+    def listen(module: nn.Module, keep: Callable[[tuple, Any], None]) -> None:
+        handles.append(module.register_forward_hook(lambda _, given, output: keep(given, output)))
+
+    if 'heads' in needs:
+        head = dense_head(student)
+        listen(head, lambda _, output: setattr(heard, 'heads', tuple(output)))
+        for name, part in head.named_modules():
+            if name.count('.') == 1:
+                listen(part, lambda _, output, name=name: heard.inside.setdefault(name, []).append(output))
+    if 'proposals' in needs:
+        extractor, box_head = first_stage(student)
+        # a cascade's later stages have others, and a mask head may ask this extractor again
+        listen(extractor, lambda given, _: setattr(heard, 'rois', given[1] if heard.rois is None else heard.rois))
+        listen(box_head, lambda _, output: setattr(
+            heard, 'roi_scores', output[0] if heard.roi_scores is None else heard.roi_scores))
+    try:
+        yield heard
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def first_stage(detector: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """RoI extractor and box head of a two-stage detector, of a cascade its first."""
+    parts = detector.roi_head.bbox_roi_extractor, detector.roi_head.bbox_head
+    return tuple(part[0] if isinstance(part, nn.ModuleList) else part for part in parts)
+
+
+class DetectorStep:
+    """A step of a Distiller; see `methods.step.Step` for what it shows.
+
+    Args:
+        heard: while the student computed its loss.
+        f_s: what was tapped meanwhile, as it came.
+        features_t: gives the teacher's features, kept or not, of a method that needs no more of it.
+    """
+
+    def __init__(self, distiller: Distiller, inputs: Tensor, samples: SampleList, heard: Heard, f_s: list[Tensor],
+                 features_t: Callable[[], list[Tensor]]) -> None:
+        self.distiller, self.inputs, self.samples, self.heard, self.tapped = distiller, inputs, samples, heard, f_s
+        self.features_t = features_t
+        self.teacher_head = dense_head(distiller.teacher)
+
+    # ---- ground truth, places
+
+    @functools.cached_property
+    def boxes(self) -> list[Tensor]:
+        found = [sample.gt_instances.bboxes for sample in self.samples]
+        return [getattr(boxes, 'tensor', boxes) for boxes in found]     # mmdet wraps them on some paths
+
+    @functools.cached_property
+    def labels(self) -> list[Tensor]:
+        return [sample.gt_instances.labels for sample in self.samples]
+
+    @functools.cached_property
+    def image_shapes(self) -> list[tuple[int, int]]:
+        return [tuple(sample.img_shape[:2]) for sample in self.samples]
+
+    @functools.cached_property
+    def strides(self) -> list[int]:
+        head, width = dense_head(self.distiller.student), self.inputs.shape[3]
+        if head is None:    # to the next power of two: a padded map is a little wider
+            return [2 ** round(math.log2(width / feature.shape[3])) for feature in self.tapped]
+        return [int(head.prior_generator.strides[place][0]) for place in self._places]
+
+    @functools.cached_property
+    def anchors(self) -> list[Tensor]:
+        head = dense_head(self.distiller.student)
+        found = [head.prior_generator.single_level_grid_priors(
+            feature.shape[2:], level_idx=place, dtype=torch.float32, device=feature.device)
+            for place, feature in zip(self._places, self.tapped, strict=True)]
+        if not hasattr(head, 'point_base_scale'):
+            return [getattr(boxes, 'tensor', boxes) for boxes in found]
+        halves = [head.point_base_scale * stride / 2 for stride in self.strides]
+        return [torch.cat([points[:, :2] - half, points[:, :2] + half], dim=1)
+                for points, half in zip(found, halves, strict=True)]
+
+    @property
+    def _places(self) -> list[int]:
+        """Of each compared level, among those of the student's head."""
+        return [level if isinstance(name, str) else name for level, name in
+                zip(self.distiller.levels, self.distiller.student_taps, strict=True)]
+
+    # ---- features and heads
+
+    @functools.cached_property
+    def f_s(self) -> list[Tensor]:
+        return self._compared(self.tapped)
+
+    @functools.cached_property
+    def f_t(self) -> list[Tensor]:
+        return self._compared(self._teacher[0] if self.distiller.needs & OF_TEACHERS_HEAD else self.features_t())
+
+    @functools.cached_property
+    def heads_s(self) -> tuple[list[Tensor], ...]:
+        return _widened(self.heard.heads)
+
+    @functools.cached_property
+    def heads_t(self) -> tuple[list[Tensor], ...]:
+        with torch.no_grad(), self.distiller.teacher_precision(self.inputs.device.type):
+            each = [self.teacher_head(maps) for maps in self._pictures(self._teacher[1])]
+        return _widened([[torch.cat(one) for one in zip(*levels, strict=True)] for levels in zip(*each, strict=True)])
+
+    @functools.cached_property
+    def inside_s(self) -> dict[str, list[Tensor]]:
+        return {name: [at_least_float32(one) for one in found] for name, found in self.heard.inside.items()}
+
+    @functools.cached_property
+    def _teacher(self) -> tuple[list[Tensor], list[Tensor]]:
+        """One pass of the teacher: its compared features, and the maps that its heads receive."""
+        distiller, pixels = self.distiller, self.distiller.pixels_for_teacher(self.inputs, self.samples)
+        if distiller.shuffled:      # the control: every picture gets what the teacher sees on another one of the step
+            pixels = pixels.roll(1, dims=0)
+        seen = []
+        with torch.no_grad(), distiller.teacher_precision(pixels.device.type):
+            for some in pixels.split(1) if distiller.alone else [pixels]:
+                with tap(distiller.teacher, distiller.teacher_taps) as features:
+                    maps = maps_in(distiller.teacher.extract_feat(some))
+                seen.append((features, maps))
+        return tuple([torch.cat(level) for level in zip(*part, strict=True)] for part in zip(*seen, strict=True))
+
+    def _pictures(self, maps: list[Tensor]) -> list[tuple[Tensor, ...]]:
+        """Maps as the teacher's head gets them: all pictures at once, or each alone."""
+        return list(zip(*(level.split(1) for level in maps), strict=True)) if self.distiller.alone else [tuple(maps)]
+
+    def _compared(self, features: Sequence[Tensor]) -> list[Tensor]:
+        return [at_least_float32(feature) if scale == 1 else at_least_float32(feature) / scale
+                for feature, scale in zip(features, self.distiller.scales, strict=True)]
+
+    # ---- proposals
+
+    @functools.cached_property
+    def proposals(self) -> list[Tensor]:
+        rois = self.heard.rois.detach()
+        return [rois[rois[:, 0] == place, 1:] for place in range(len(self.samples))]
+
+    @functools.cached_property
+    def proposals_t(self) -> list[Tensor]:
+        with torch.no_grad():
+            found = self.distiller.teacher.rpn_head.predict(tuple(self._teacher[1]), self.samples, rescale=False)
+        return [at_least_float32(one.bboxes) for one in found]
+
+    def roi_scores(self, side: str) -> Tensor:
+        if side == 'student':
+            return at_least_float32(self.heard.roi_scores)
+        return self._roi_scores_t
+
+    @functools.cached_property
+    def _roi_scores_t(self) -> Tensor:
+        extractor, box_head = first_stage(self.distiller.teacher)
+        maps = self._teacher[1][:extractor.num_inputs]
+        with torch.no_grad(), self.distiller.teacher_precision(self.inputs.device.type):
+            return at_least_float32(box_head(extractor(maps, bbox2roi(self.proposals)))[0])
+
+    def roi_features(self, side: str, boxes: Sequence[Tensor], size: int = 7) -> Tensor:
+        features = self.f_s if side == 'student' else self.f_t
+        student = self.distiller.student
+        finest = first_stage(student)[0].finest_scale if hasattr(student, 'roi_head') else FINEST_SCALE_PX
+        extract = SingleRoIExtractor(dict(type='RoIAlign', output_size=size, sampling_ratio=0), features[0].shape[1],
+                                     self.strides, finest)
+        return extract(features, bbox2roi([one[:, :4] for one in boxes]))
+
+
+def _widened(heads: Sequence[Sequence[Tensor]]) -> tuple[list[Tensor], ...]:
+    return tuple([at_least_float32(level) for level in levels] for levels in heads)
