@@ -103,7 +103,7 @@ class DetectorStep:
                  features_t: Callable[[], list[Tensor]]) -> None:
         self.distiller, self.inputs, self.samples, self.heard, self.tapped = distiller, inputs, samples, heard, f_s
         self.features_t = features_t
-        self.teacher_head = dense_head(distiller.teacher)
+        self.levels, self.teacher_head = distiller.levels, dense_head(distiller.teacher)
 
     # ---- ground truth, places
 

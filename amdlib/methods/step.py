@@ -27,7 +27,7 @@ class Step(Protocol):
         constants where it has some.
     boxes, labels: of each image the ground truth, (n, 4) xyxy in pixels of the input, and (n,) classes.
     image_shapes: of each image (height, width) in pixels before padding.
-    strides: of each compared level, in pixels.
+    levels, strides: of each compared level its number, by which logs know it, and its stride in pixels.
 
     With 'anchors' among what a method needs:
     anchors: of each compared level (H * W * A, 4) xyxy in pixels of the input, position by position (row by row), the A
@@ -51,6 +51,7 @@ class Step(Protocol):
     boxes: list[Tensor]
     labels: list[Tensor]
     image_shapes: list[tuple[int, int]]
+    levels: Sequence[int]
     strides: list[int]
     anchors: list[Tensor]
     heads_s: tuple[list[Tensor], ...]

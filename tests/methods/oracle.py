@@ -8,6 +8,7 @@ import itertools
 import json
 import math
 import pathlib
+import types
 
 import numpy as np
 import pytest
@@ -183,3 +184,30 @@ def assert_loads_strictly(method, shapes):
 
 
 ALIGN = {'align.weight': (256, 128, 1, 1), 'align.bias': (256,)}
+
+
+# --- Whole steps ------------------------------------------------------------------------------------------------------
+
+def step_of(f_s, f_t, **shown):
+    """A step of these features, a list of levels each, and what else it shows."""
+    return types.SimpleNamespace(f_s=f_s, f_t=f_t, levels=range(len(f_s)), **shown)
+
+
+def grid(h, w, stride, *sides):
+    """Anchors of a level, one an entry of `sides` (width, height) around each position: (h * w * A, 4)."""
+    centres = [(j * stride, i * stride) for i in range(h) for j in range(w)]
+    return torch.tensor([[x - a / 2, y - b / 2, x + a / 2, y + b / 2] for x, y in centres for a, b in sides])
+
+
+def assert_same_terms(terms, expected, inputs):
+    """Values and gradients of a step's terms, to 1e-9 of the largest; equal names."""
+    assert terms.keys() == expected.keys()
+    for name, term in terms.items():
+        assert_close(term.detach(), expected[name].item())
+    of_found, of_expected = (torch.autograd.grad(sum(some.values()), inputs, allow_unused=True)
+                             for some in (terms, expected))
+    floor = 1e-6 * max(g.abs().max() for g in of_expected if g is not None)
+    for f, e in zip(of_found, of_expected, strict=True):
+        assert (f is None) == (e is None)
+        if f is not None:
+            assert_close(f, e, floor=floor)

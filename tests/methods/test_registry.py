@@ -13,6 +13,7 @@ from amdlib import methods
 from amdlib.errors import SettingError
 from amdlib.methods.amd import AMDLoss
 from amdlib.methods.level import LevelLoss
+from amdlib.methods.step import StepLoss
 
 MINE = '''
 import torch
@@ -58,7 +59,7 @@ def test_names_are_the_files():
 
 
 def test_a_new_file_is_a_new_method(monkeypatch, tmp_path):
-    for name in ('amd.py', 'level.py', '__init__.py', '_draft.py', 'not-a-name.py', 'notes.txt'):
+    for name in ('amd.py', 'level.py', 'step.py', '__init__.py', '_draft.py', 'not-a-name.py', 'notes.txt'):
         (tmp_path / name).touch()
     monkeypatch.setattr(methods, 'FOLDER', tmp_path)
     assert methods.names() == ('amd',)
@@ -67,7 +68,7 @@ def test_a_new_file_is_a_new_method(monkeypatch, tmp_path):
 @pytest.mark.parametrize('name', methods.names())
 def test_every_name_finds_its_class(name):
     found = methods.find_method(name)
-    assert issubclass(found, LevelLoss)
+    assert issubclass(found, StepLoss if methods.looks_at_steps(found) else LevelLoss)
     assert found.__module__ == f'amdlib.methods.{name}'
     assert found.LABEL.lower() == name
     assert methods.method_file(name) == methods.FOLDER / f'{name}.py'
@@ -233,6 +234,46 @@ def test_a_broken_contract_is_told(mine, old, new, message):
     assert 'my_losses.py:Mine' in told
 
 
+STEP = '''
+from amdlib.methods.step import StepLoss
+
+
+class Mine(StepLoss):
+    WEIGHT_EXPONENTS = {'strength': (0, 0)}
+    NEEDS = frozenset({'heads'})
+
+    def __init__(self, channels, strength=1.0):
+        super().__init__(channels)
+        self.strength = strength
+
+    def weighted_losses(self, step):
+        return {'all': self.strength * step.heads_s[0][0].mean()}
+'''
+
+
+def test_a_class_that_looks_at_steps(mine):
+    name = mine(STEP)
+    found = methods.find_method(name)
+    assert methods.looks_at_steps(found)
+    assert not methods.looks_at_steps(methods.find_method('amd'))
+    assert list(methods.options_of(name)) == ['strength']
+    assert found.LABEL == 'Mine'
+
+
+@pytest.mark.parametrize(('old', 'new', 'message'), [
+    ('def weighted_losses', 'def losses', 'Mine does not define weighted_losses; expected weighted_losses(self, step)'),
+    ('(self, step)', '(self)', 'Mine.weighted_losses(self): too many positional arguments; expected'),
+    ('(self, channels,', '(self, pairs,', 'expected __init__(self, channels, ...options)'),
+    ('strength=1.0', 'strength', 'the option strength has no default'),
+    ("frozenset({'heads'})", "{'heads'}", "NEEDS = {'heads'}: expected a frozenset out of 'boxes', 'anchors', 'heads'"),
+    ("frozenset({'heads'})", "frozenset({'head'})", "NEEDS = frozenset({'head'}): expected a frozenset out of"),
+    ("{'strength': (0, 0)}", '{}', 'has no WEIGHT_EXPONENTS'),
+])
+def test_a_broken_contract_of_steps_is_told(mine, old, new, message):
+    assert old in STEP
+    assert message in refusal(mine(STEP.replace(old, new)))
+
+
 def test_further_arguments_are_allowed(mine):
     name = mine(MINE.replace('power=2)', 'power=2, **others)'))
     assert list(methods.options_of(name)) == ['strength', 'power']
@@ -240,3 +281,4 @@ def test_further_arguments_are_allowed(mine):
 
 def test_the_contract_itself_is_no_method(mine):
     assert 'LevelLoss does not define weighted_loss' in refusal(mine(cls='LevelLoss'))
+    assert 'StepLoss does not define weighted_losses' in refusal(mine(STEP, 'StepLoss'))
