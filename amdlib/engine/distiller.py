@@ -251,7 +251,7 @@ class Distiller(BaseModel):
 
     @torch.no_grad()
     def _measure_channels(self) -> list[tuple[int, int]]:
-        """(C_s, C) of every level, from one pass over a blank image."""
+        """(C_s, C) of every level, from one pass over a blank image that tells their strides in pixels too."""
         image_px, found = PROBE_PX[any(isinstance(name, int) for name in self.student_taps + self.teacher_taps)], []
         for model, names, side in ((self.student, self.student_taps, 'student'),
                                    (self.teacher, self.teacher_taps, 'teacher')):
@@ -272,6 +272,7 @@ class Distiller(BaseModel):
             if s.dim() != 4 or t.dim() != 4 or s.shape[2:] != t.shape[2:]:
                 raise ValueError(f'level {i}: for a {image_px}x{image_px} image the student gives {tuple(s.shape)}, '
                                  f'the teacher {tuple(t.shape)}; height and width must agree')
+        self.strides = [round(image_px / s.shape[2]) for s in f_s]
         return [(s.shape[1], t.shape[1]) for s, t in zip(f_s, f_t, strict=True)]
 
 

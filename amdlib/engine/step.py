@@ -5,7 +5,6 @@ The student's side is what its own loss pass computes, listened to; no part of i
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -103,7 +102,8 @@ class DetectorStep:
                  features_t: Callable[[], list[Tensor]]) -> None:
         self.distiller, self.inputs, self.samples, self.heard, self.tapped = distiller, inputs, samples, heard, f_s
         self.features_t = features_t
-        self.levels, self.teacher_head = distiller.levels, dense_head(distiller.teacher)
+        self.levels, self.strides = distiller.levels, distiller.strides
+        self.teacher_head = dense_head(distiller.teacher)
 
     # ---- ground truth, places
 
@@ -121,29 +121,17 @@ class DetectorStep:
         return [tuple(sample.img_shape[:2]) for sample in self.samples]
 
     @functools.cached_property
-    def strides(self) -> list[int]:
-        head, width = dense_head(self.distiller.student), self.inputs.shape[3]
-        if head is None:    # to the next power of two: a padded map is a little wider
-            return [2 ** round(math.log2(width / feature.shape[3])) for feature in self.tapped]
-        return [int(head.prior_generator.strides[place][0]) for place in self._places]
-
-    @functools.cached_property
     def anchors(self) -> list[Tensor]:
         head = dense_head(self.distiller.student)
+        strides = [stride[0] for stride in head.prior_generator.strides]
         found = [head.prior_generator.single_level_grid_priors(
-            feature.shape[2:], level_idx=place, dtype=torch.float32, device=feature.device)
-            for place, feature in zip(self._places, self.tapped, strict=True)]
+            feature.shape[2:], level_idx=strides.index(stride), dtype=torch.float32, device=feature.device)
+            for stride, feature in zip(self.strides, self.tapped, strict=True)]
         if not hasattr(head, 'point_base_scale'):
             return [getattr(boxes, 'tensor', boxes) for boxes in found]
         halves = [head.point_base_scale * stride / 2 for stride in self.strides]
         return [torch.cat([points[:, :2] - half, points[:, :2] + half], dim=1)
                 for points, half in zip(found, halves, strict=True)]
-
-    @property
-    def _places(self) -> list[int]:
-        """Of each compared level, among those of the student's head."""
-        return [level if isinstance(name, str) else name for level, name in
-                zip(self.distiller.levels, self.distiller.student_taps, strict=True)]
 
     # ---- features and heads
 

@@ -28,7 +28,8 @@ class Claim:
 
     def tables(self, group: str) -> list[Table]:
         """The tables that have both rows for a group, those first that have them without being asked for controls."""
-        both, found = {self.row, self.over}, [table for table in TABLES.values() if group in table.groups]
+        both = {self.row, self.over}
+        found = [table for table in TABLES.values() if group in table.groups and not table.ours]
         return [table for table in found if both <= {*table.lines}] + [
             table for table in found if both - {*table.lines} and both <= {*table.lines, *table.controls}]
 

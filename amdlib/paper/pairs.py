@@ -19,6 +19,7 @@ class Group:
     teacher_file: str           # below the model zoo's v2.0 folder; its name ends in the SHA-256's first 8 digits
     one_stage: bool = True
     offers: tuple[str, ...] = ()                # what both detectors offer to methods (`engine.step.offers`)
+    teacher_offers: tuple[str, ...] = ()        # of the teacher, where it is not the same
     levels: tuple[int, ...] = (0, 1, 2, 3, 4)   # i of neck.fpn_convs.{i}.conv
     weights_of: str = ''        # the pair whose published loss weights hold here too; default: its own
     own: bool = False           # a pair of the user's: its configs stay whole (see `runs.adapt`)
@@ -30,7 +31,8 @@ class Group:
     @classmethod
     def from_dict(cls, values: dict) -> Group:
         """The pair of `dataclasses.asdict`, also when JSON has made lists of its tuples."""
-        return cls(**{**values, 'levels': tuple(values['levels']), 'places': tuple(map(tuple, values['places']))})
+        lists = {key: tuple(values.get(key, ())) for key in ('levels', 'offers', 'teacher_offers')}
+        return cls(**{**values, **lists, 'places': tuple(map(tuple, values['places']))})
 
     @property
     def teacher_url(self) -> str:

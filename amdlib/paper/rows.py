@@ -82,9 +82,19 @@ def _method_row(group: Group, method: str, name: str, label: str = '') -> Row:
                dict(cls.PUBLISHED.get(group.published_weights, {})), 'teacher')
 
 
+@functools.cache
+def cannot(group: Group, method: str) -> str:
+    """Why a method of the package has no row in a pair, in words; '' where it has one, and for what is no method."""
+    cls = methods.find_method(method) if method in methods.names() else None
+    if cls is None or not methods.looks_at_steps(cls):
+        return ''
+    return cls.cannot(group.offers, group.teacher_offers or group.offers)
+
+
 def _rows(group: Group) -> list[Row]:
     printed = [key for _, key in paper_lines('I') if key in methods.names()]
-    found = [_method_row(group, name, name) for name in dict.fromkeys([*printed, *methods.names()])]
+    found = [_method_row(group, name, name) for name in dict.fromkeys([*printed, *methods.names()])
+             if not cannot(group, name)]
     full = next(row for row in found if row.name == 'amd')
     return [Row(group, 'teacher', 'Teacher'), Row(group, 'untrained', 'Teacher, untrained'),
             Row(group, 'baseline', 'baseline'), Row(group, 'inherit', 'inherit', taught_by='teacher'), *found,
@@ -105,6 +115,8 @@ def find_row(reference: str) -> Row:
     name, _, method = reference.partition('-')
     if name in GROUPS and methods.is_outside(method):
         return outside_row(GROUPS[name], method)
+    if name in GROUPS and (why := cannot(GROUPS[name], method)):
+        raise SettingError(f'there is no {reference}: {method} {why}')
     raise SettingError(f'unknown row {reference!r}; expected one of: {", ".join(ROWS)}; or '
                        'GROUP-path/to/file.py:ClassName for a loss of your own')
 
@@ -117,6 +129,8 @@ def row_of(group: Group, name: str) -> Row:
     if methods.is_outside(name):
         return outside_row(group, name)
     found = {row.name: row for row in _rows(group)}
+    if why := cannot(group, name):
+        raise SettingError(f'there is no {group.name}-{name}: {name} {why}')
     if name not in found:
         raise SettingError(f'unknown row {name!r}; expected one of: {", ".join(found)}; or path/to/file.py:ClassName')
     return found[name]

@@ -1,19 +1,20 @@
-"""The paper's tables: which rows each compares, to what differences are taken, and which numbers it prints."""
+"""The paper's tables, and ours: which rows each compares, to what differences are taken, which numbers are shown."""
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
 from amdlib.errors import SettingError
+from amdlib.methods import find_method
 from amdlib.paper.pairs import GROUPS, find_group
 from amdlib.paper.printed import paper_label
-from amdlib.paper.rows import ROWS, Row, outside_row
+from amdlib.paper.rows import ROWS, Row, cannot, outside_row
 
 
 @dataclass(frozen=True)
 class Table:
-    """One of the paper's tables: its lines, each a row, the paper's or a control of ours."""
+    """One of the paper's tables, or one of ours: its lines, each a row, the paper's or a control of ours."""
     name: str                       # of the make target and the files: 'table2'
-    number: str                     # in the paper: 'II'
+    number: str                     # in the paper: 'II'; of a table of ours its name
     title: str
     groups: tuple[str, ...]
     lines: tuple[str, ...]          # names of rows, the same for every group
@@ -23,6 +24,7 @@ class Table:
     notebook: str = ''              # that tells it; default: the one called as the table
     outside: tuple[str, ...] = ()   # methods of the user's, each a line more
     controls: tuple[str, ...] = ()  # names of rows that are shown where they are asked for
+    ours: bool = False              # not the paper's: made where it is asked for by name, and no claim rests on it
 
     def rows(self, group: str | None = None) -> list[Row]:
         """The rows of every group of the table, or of one. Errors: SettingError for a group that it lacks."""
@@ -30,8 +32,13 @@ class Table:
             find_group(group)
             raise SettingError(f'{self.name} has no group {group!r}; expected one of: {", ".join(self.groups)}')
         return [row for name in ([group] if group else self.groups)
-                for row in [*(ROWS[f'{name}-{line}'] for line in self.lines),
+                for row in [*(ROWS[f'{name}-{line}'] for line in self.lines if not cannot(GROUPS[name], line)),
                             *(outside_row(GROUPS[name], method) for method in self.outside)]]
+
+    def gaps(self, group: str) -> dict[str, str]:
+        """By label the methods among its lines that a group has no row of, and why."""
+        found = {line: cannot(GROUPS[group], line) for line in self.lines}
+        return {find_method(line).LABEL: why for line, why in found.items() if why}
 
     def label(self, row: Row) -> str:
         """As the paper's table prints it, or the row's own."""
@@ -60,6 +67,8 @@ class Table:
 
 PHI = (0.5, 0.7, 0.9, 1.0, 1.1, 1.3, 1.5)   # ASSUMPTION phi's values: A has mean 1, so the sweep belongs around 1
 
+ZOO = ('cwd', 'pkd', 'fgfi', 'defeat')     # methods beside those of Table I and FitNet
+
 _ABLATION = ('baseline', 'amd', 'amd-channel', 'amd-mask', 'amd-unmasked', 'amd-allmasked')
 _CONTROLS = ('amd-permuted', 'amd-inverted', 'amd-shuffled', 'amd-untrained')
 _OURS = ('amd-spread', 'amd-smoothed')       # the paper's future work
@@ -78,6 +87,10 @@ TABLES: dict[str, Table] = {table.name: table for table in (
           'to Dense Conv x2', _ABLATION_METRICS),
     Table('table6', 'VI', 'Position of the channel clue', ('faster_rcnn',), ('amd', 'amd-within'), 'amd', 'to After',
           _ABLATION_METRICS),
+    # the methods that the paper cites and that reviewers ask for, in one harness: docs/zoo.md
+    Table('zoo', 'zoo', 'The method zoo', ('retinanet', 'reppoints', 'faster_rcnn'),
+          ('teacher', 'baseline', 'inherit', 'fitnet', 'fkd', 'fgd', 'mgd', 'amd', *ZOO), 'baseline', 'gain',
+          ('mAP', 'AP_S', 'AP_M', 'AP_L', 'mAR'), ours=True),
 )}
 
 

@@ -82,7 +82,9 @@ class Recipe:
                 raise SettingError(f'{row.id} has no setting {key!r}; it has: {", ".join([*kinds, *own])}')
         if options:     # a value out of range is told before a teacher is trained for it
             try:
-                methods.find_method(row.method)(16, 16, **{**row.options, **options})
+                method = methods.find_method(row.method)
+                channels = ([(16, 16)],) if methods.looks_at_steps(method) else (16, 16)
+                method(*channels, **{**row.options, **options})
             except ValueError as error:
                 raise SettingError(f'{row.id}: {error}') from None
         # phi=1.0 is the row itself: trained once, whoever asks

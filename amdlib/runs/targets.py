@@ -59,6 +59,7 @@ class Target:
     parameters: dict = field(default_factory=dict, hash=False)      # of the notebook, besides what the caller gives
     groups: tuple[str, ...] = tuple(GROUPS)
     sweep: str | None = None        # folder of the executed notebooks, where every run has one
+    ours: bool = False              # no result of the paper's: not part of 'all'
 
     @property
     def file(self) -> Path:
@@ -92,7 +93,8 @@ def _weighted(runs: list[Run], store: Store, given: Given) -> list[Run]:
 
 TARGETS: dict[str, Target] = {target.name: target for target in (
     *(Target(name, f'Table {table.number}: {table.title}', table.notebook or name, _of_table(name),
-             {'table': name} if table.notebook else {}, table.groups) for name, table in TABLES.items()),
+             {'table': name} if table.notebook else {}, table.groups, ours=table.ours)
+      for name, table in TABLES.items()),
     Target('fig1', "Fig. 1: the teacher's attention", 'fig1', _of_rows('teacher'), {'write': True}),
     Target('fig3', 'Fig. 3: feature maps', 'fig3', _of_rows('teacher', 'baseline', 'fgd', 'mgd', 'amd'),
            {'write': True}),
@@ -105,7 +107,7 @@ TARGETS: dict[str, Target] = {target.name: target for target in (
 
 
 def find_targets(names: Iterable[str], group: str | None = None) -> list[Target]:
-    """Targets by name; 'all' is every one (that concerns the group, where one is given).
+    """Targets by name; 'all' is every one of the paper's (that concerns the group, where one is given).
 
     Errors: SettingError for an unknown name or group.
     """
@@ -116,7 +118,7 @@ def find_targets(names: Iterable[str], group: str | None = None) -> list[Target]
         find_group(group)
     if 'all' not in names:
         return [TARGETS[name] for name in names]
-    return [target for target in TARGETS.values() if not group or group in target.groups]
+    return [target for target in TARGETS.values() if not target.ours and (not group or group in target.groups)]
 
 
 def reproduce(targets: list[Target], store: Store, given: Given) -> None:

@@ -65,6 +65,7 @@ class BedWatch(Hook):
         self._warned: set[str] = set()
         self._masked: dict[int, deque[float]] = {}
         self._listening: list[Any] = []
+        self._waiting: dict[str, nn.Module] = {}                # losses that are 0 in their first steps
 
     @classmethod
     def of(cls, run: Run) -> BedWatch:
@@ -76,8 +77,15 @@ class BedWatch(Hook):
     # ---- what mmengine calls
 
     def before_train(self, runner: Runner) -> None:
-        self._listening = [loss.register_forward_hook(self._first_look(name, runner.iter == 0))
-                           for name, loss in getattr(plain_model(runner), 'distill_losses', {}).items()]
+        losses = getattr(plain_model(runner), 'distill_losses', {})
+        self._waiting = {name: loss for name, loss in losses.items() if getattr(loss, 'waits', 0)}
+        self._listening = [loss.register_forward_hook(self._first_look(name, runner.iter == 0 and name not in
+                                                                       self._waiting))
+                           for name, loss in losses.items()]
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        for name, loss in [one for one in self._waiting.items() if not one[1].waits]:
+            self._listening.append(self._waiting.pop(name).register_forward_hook(self._first_look(name, True)))
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,
                          outputs: Mapping[str, Any] | None = None) -> None:
@@ -150,16 +158,23 @@ class BedWatch(Hook):
     # ---- what it looks at
 
     def _first_look(self, name: str, is_first_step: bool) -> Any:
-        """A forward hook for a level's loss: the level's size, and whether the loss asks anything of the student."""
-        def look(_loss: nn.Module, given: tuple, term: torch.Tensor) -> None:
-            f_s = given[0]
-            self.positions[_level(name)] = f_s.shape[2] * f_s.shape[3]
-            if not is_first_step or self.may_teach_nothing or not f_s.requires_grad:
+        """A forward hook for a loss, of a level or of a step: the sizes of levels, and whether each of its terms asks
+        anything of the student."""
+        def look(_loss: nn.Module, given: tuple, found: torch.Tensor | dict[str, torch.Tensor]) -> None:
+            if isinstance(found, dict):     # of a step, which shows the levels as they were before the heads
+                levels = dict(zip(given[0].levels, given[0].tapped, strict=True))
+                terms = {f'{name}_{term}': value for term, value in found.items()}
+            else:
+                levels, terms = {_level(name): given[0]}, {name: found}
+            self.positions |= {level: f_s.shape[2] * f_s.shape[3] for level, f_s in levels.items()}
+            features = [f_s for f_s in levels.values() if f_s.requires_grad]
+            if not is_first_step or self.may_teach_nothing or not features:
                 return
-            asked = torch.autograd.grad(term, f_s, retain_graph=True, allow_unused=True)[0] if (
-                term.requires_grad) else None
-            if asked is None or not asked.any():
-                self._warn(f'gradient {name}', f'{name} gives the student no gradient at the first step')
+            for term, value in terms.items():
+                asked = torch.autograd.grad(value, features, retain_graph=True, allow_unused=True) if (
+                    value.requires_grad) else ()
+                if not any(one is not None and one.any() for one in asked):
+                    self._warn(f'gradient {term}', f'{term} gives the student no gradient at the first step')
         return look
 
     def _count_clipping(self, runner: Runner) -> None:

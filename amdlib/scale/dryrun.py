@@ -26,6 +26,7 @@ from pycocotools.coco import COCO
 
 from amdlib.errors import RunError
 from amdlib.files import write_text
+from amdlib.methods import find_method, looks_at_steps
 from amdlib.paper.profiles import PAPER_IMAGE_PX
 from amdlib.paper.rows import ROWS
 from amdlib.runs.batch import run_missing
@@ -158,14 +159,17 @@ def check_run(run: Run, store: Store) -> dict[str, Any]:
 
 
 def _check_losses(run: Run, record: dict[str, Any], scalars: pd.DataFrame) -> None:
-    """Every step logged, every term finite, and with a method a term for each level."""
+    """Every step logged, every term finite, and with a method a term for each level, or one of a step."""
     if len(scalars) != record['steps'] or not record['steps']:
         raise RunError(f'{record["steps"]} steps, of which {len(scalars)} are logged')
     terms = [name for name in scalars if 'loss' in name]
     if odd := [name for name in terms if not all(map(math.isfinite, scalars[name]))]:
         raise RunError(f'not finite: {", ".join(odd)}')
-    wanted = [f'loss_{run.row.method}_fpn_{i}' for i in run.row.group.levels] if run.row.method else []
-    if missing := [name for name in wanted if name not in terms]:
+    method, wanted = run.row.method, []
+    if method:
+        at_steps = looks_at_steps(find_method(method))
+        wanted = [f'loss_{method}_'] if at_steps else [f'loss_{method}_fpn_{i}' for i in run.row.group.levels]
+    if missing := [name for name in wanted if not any(term.startswith(name) for term in terms)]:
         raise RunError(f'no such term among the losses: {", ".join(missing)}; there are: {", ".join(terms)}')
 
 

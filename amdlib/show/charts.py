@@ -258,7 +258,9 @@ def lines(curves: pd.DataFrame, x_label: str, y_label: str, log_y: bool = False)
 
 def distillation_terms(scalars: pd.DataFrame) -> list[str]:
     """The columns of a run's log that are terms of its distillation loss, whatever the method."""
-    return [name for name in scalars if name.startswith('loss_') and '_fpn_' in name]
+    # of each such term the share is logged, and of no other
+    return [name for name in scalars if name.startswith('loss_') and (
+        '_fpn_' in name or name.replace('loss', 'share', 1) in scalars)]
 
 
 def losses(scalars: pd.DataFrame) -> Figure:

@@ -189,7 +189,8 @@ def wide(cells: pd.DataFrame, group: str) -> pd.DataFrame:
             c = by_metric.loc[metric]
             line[metric] = number(c.ours) + (f' ({number(c.paper)})' if pd.notna(c.paper) else '')
         lines.append(line)
-    return pd.DataFrame(lines)
+    return pd.DataFrame([*lines, *({'': label, table.difference: why} for label, why in table.gaps(group).items())]
+                        ).fillna(number(None))
 
 
 def readable(cells: pd.DataFrame, profile: Profile) -> str:

@@ -20,6 +20,8 @@ from amdlib.runs.run import Run
 from .test_config import CHANGES
 
 METHODS = set(methods.names())
+AT_STEPS = {name for name in METHODS if methods.looks_at_steps(methods.find_method(name))}
+AT_LEVELS = METHODS - AT_STEPS
 KINDS = {method or 'alone': (method, False) for method in (None, *methods.names())}
 KINDS |= {'alone x2': (None, True), 'amd x2': ('amd', True)}    # in several processes
 FILES = sorted(str(path.relative_to(PACKAGE)) for path in PACKAGE.rglob('*.py'))
@@ -39,6 +41,8 @@ def stale_by(file):
     match folder, name:
         case 'engine', 'distiller.py':
             return DISTILLED
+        case 'engine', 'step.py':
+            return of(*AT_STEPS)
         case 'engine', 'processes.py':
             return SEVERAL
         case ('engine', _) | ('weights', 'reading.py') | ('', 'mmcv_ext.py'):
@@ -129,10 +133,11 @@ def test_an_edit_of_a_methods_class_is_seen_by_that_method(stale, name):
 
 
 @pytest.mark.parametrize(('file', 'name', 'users'), [
-    ('methods/level.py', 'LevelLoss', METHODS),
-    ('methods/level.py', 'align_channels', {'amd', 'fgd', 'mgd', 'fitnet'}),
+    ('methods/level.py', 'LevelLoss', AT_LEVELS),
+    ('methods/step.py', 'StepLoss', AT_STEPS),
+    ('methods/level.py', 'align_channels', {'amd', 'fgd', 'mgd', 'fitnet', 'cwd', 'pkd', 'defeat'}),
     ('methods/level.py', 'squared_error', {'amd', 'fgd', 'mgd', 'fitnet'}),
-    ('methods/level.py', 'DrawnMask', METHODS),             # LevelLoss.reseed knows it
+    ('methods/level.py', 'DrawnMask', AT_LEVELS),             # LevelLoss.reseed knows it
     ('methods/level.py', 'RandomMask', {'amd', 'mgd'}),
     ('methods/level.py', 'random_keep_mask', {'amd', 'mgd'}),       # which RandomMask draws by
     ('methods/amd.py', 'spatial_attention', {'amd', 'fgd', 'fkd'}),
@@ -141,7 +146,7 @@ def test_an_edit_of_a_methods_class_is_seen_by_that_method(stale, name):
     ('methods/amd.py', 'keep_mask', {'amd'}),
     ('methods/amd.py', 'AMDLoss', {'amd'}),
     ('methods/fgd.py', 'channel_attention', {'fgd', 'fkd'}),
-    ('methods/fgd.py', 'box_masks', {'fgd'})])
+    ('methods/fgd.py', 'box_masks', {'fgd', 'defeat'})])
 def test_a_shared_definition_is_seen_by_those_that_use_it(stale, file, name, users):
     assert stale(file, inside(name)) == of(*users)
 
@@ -156,7 +161,8 @@ def test_a_shared_definition_is_seen_by_those_that_use_it(stale, file, name, use
     ('methods/new.py', append('from amdlib.methods.amd import AMDLoss\nclass New(AMDLoss):\n    pass'), set()),
     ('engine/new.py', append('import torch'), EVERY),
     ('show/new.py', append('import torch'), set()),
-    ('methods/level.py', put("raise ValueError(f'expected two", "raise KeyError(f'expected two"), DISTILLED),
+    ('methods/level.py', put("raise ValueError(f'expected two", "raise KeyError(f'expected two"),
+     of(*AT_LEVELS)),
 ])
 def test_changes_and_whom_they_concern(stale, file, change, expected):
     assert stale(file, change) == expected

@@ -11,6 +11,7 @@ from amdlib.engine import training
 from amdlib.errors import RunError
 from amdlib.files import read_json
 from amdlib.methods import find_method
+from amdlib.methods.step import StepLoss, WarmUp
 from amdlib.runs import watch
 from amdlib.runs.run import Run
 from amdlib.runs.store import Store
@@ -218,6 +219,35 @@ def test_a_term_of_weight_0_is_told_and_one_that_teaches_is_not(hook, caplog):
     caplog.clear()
     _first_step(BedWatch('b'))
     assert warned(caplog) == []
+
+
+class Late(StepLoss):
+    """Two terms, one of which teaches nothing, after some steps in which neither does."""
+
+    def __init__(self, off_steps):
+        super().__init__([(16, 16)] * 2)
+        self.warm_up = WarmUp(off_steps)
+
+    def weighted_losses(self, step):
+        factor = self.warm_up()
+        return {'near': factor * step.f_s[1].square().sum(), 'told': factor * step.f_s[0].detach().sum()}
+
+
+@pytest.mark.parametrize('off_steps', [0, 3])
+def test_every_term_of_a_step_is_looked_at_when_it_begins(hook, caplog, off_steps):
+    model, loss = nn.Module(), Late(off_steps)
+    model.distill_losses = nn.ModuleDict({'loss_late': loss})
+    steps = Steps(hook, model=model)
+    hook.before_train(steps)
+    for i in range(off_steps + 2):
+        hook.before_train_iter(steps, i)
+        f_s = [torch.rand(2, 16, size, size, requires_grad=True) for size in (8, 4)]
+        loss(SimpleNamespace(f_s=f_s, tapped=f_s, levels=(0, 1)))
+        steps()
+        assert not loss._forward_hooks
+        assert len(warned(caplog)) == int(i >= off_steps)
+    assert warned(caplog)[0].endswith('loss_late_told gives the student no gradient at the first step')
+    assert hook.positions == {0: 64, 1: 16}
 
 
 def test_everything_masked_is_exempt_and_so_is_the_first_step_after_a_resume(caplog):

@@ -198,6 +198,13 @@ def test_a_term_a_level_is_asked_for():
         dryrun._check_losses(run, {'steps': 1}, logged)
 
 
+def test_of_a_method_that_looks_at_steps_some_term_is_asked_for():
+    run, logged = Run.of('faster_rcnn-pkd', 'dryrun'), pd.DataFrame({'step': [1], 'loss': [1.0], 'loss_cls': [1.0]})
+    dryrun._check_losses(run, {'steps': 1}, logged.assign(loss_pkd_fpn_0=1.0))
+    with pytest.raises(RunError, match='no such term among the losses: loss_pkd_;'):
+        dryrun._check_losses(run, {'steps': 1}, logged)
+
+
 def test_failures_are_told_in_table_and_message(dry, monkeypatch):
     def failing(*_, **__):
         raise RunError('2 of 2 runs failed:\n  retinanet-teacher-s0: exit 1\n'

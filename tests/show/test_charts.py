@@ -230,6 +230,12 @@ def _scalars(steps, distilled=True):
     return pd.DataFrame([{'step': 10 * (i + 1), 'loss': sum(terms.values()), **terms} for i in range(steps)])
 
 
+def test_terms_of_a_method_that_looks_at_steps_are_known_by_their_shares():
+    scalars = pd.DataFrame([{'loss': 4.0, 'loss_cls': 1.0, 'loss_kd_cls': 2.0, 'share_kd_cls': 0.5,
+                             'loss_kd_fpn_0': 1.0, 'share_fpn_0': 0.25}])
+    assert charts.distillation_terms(scalars) == ['loss_kd_cls', 'loss_kd_fpn_0']
+
+
 def test_losses_are_detection_and_the_sum_of_the_levels_over_steps():
     (axis,) = charts.losses(_scalars(12)).axes
     detection, distillation = axis.get_lines()

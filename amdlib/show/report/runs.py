@@ -194,9 +194,9 @@ def curves(folder: Path) -> list[tuple[str, Any, list[drawings.Curve]]]:
 
 
 def _term(name: str) -> str:
-    """`loss_amd_fpn_0` -> `amd, level 0`."""
-    term, _, level = name.removeprefix('loss_').rpartition('_fpn_')
-    return f'{term}, level {level}'
+    """`loss_amd_fpn_0` -> `amd, level 0`; `loss_kd_cls` -> `kd_cls`."""
+    term, _, level = name.removeprefix('loss_').partition('_fpn_')
+    return f'{term}, level {level}' if level else term
 
 
 def errors(shown: Sequence[str], seen: Mapping[str, Seen]) -> dict[str, Any]:
