@@ -31,8 +31,9 @@ _PUBLIC = {
     'amdlib.runs.run': ('Run', 'row_runs', 'sweep_runs', 'table_runs', 'with_teachers'),
     'amdlib.runs.store': ('Store', 'open_store'),
     'amdlib.runs.train': ('train',),
+    'amdlib.study.own_loss': ('method',),
     'amdlib.study.pair': ('Pair', 'pair'),
-    'amdlib.study.study': ('Study', 'distill'),
+    'amdlib.study.study': ('Study', 'data', 'distill'),
 }
 _MODULE = {name: module for module, names in _PUBLIC.items() for name in names}
 __all__ = ['__version__', *sorted(_MODULE)]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @command(arg('row', help='such as retinanet-amd, or retinanet-path/to/file.py:CLASS for a loss of your own; or '
                          'STUDY.toml'), *WHERE,
-         SEED, *SETTINGS, *MEANS, FORCE, *read.OF_RUN)
+         SEED, *SETTINGS, *MEANS, JOBS, FORCE, *read.OF_RUN)
 def run(given: Words) -> None:
     """Train and evaluate one row (and its teacher, where that is missing), or a whole study, a .toml file."""
     if given.row.endswith('.toml'):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from amdlib.cli.arguments import DEVICE, JOBS, SETTINGS, Words, arg
 from amdlib.cli.parsing import command
+from amdlib.errors import RunError
 from amdlib.terminal import SCREEN
 
 if TYPE_CHECKING:
@@ -33,7 +34,10 @@ STUDY = arg('study', metavar='STUDY.toml', help='data, student, teacher, methods
          arg('--drop-broken', action='store_true'), arg('--layout', metavar='NAME'),
          arg('--name', default='study', help="of the study; part of the results' path"),
          arg('--results', metavar='DIR', help='default: results/ where you are'),
-         arg('--check', action='store_true', help='only build, pair and say what would be trained'),
+         arg('--share', type=float, metavar='X', help='distillation starts as this share of the loss, such as 0.3'),
+         arg('--exact', action='store_true', default=None, help='float32 on a GPU too; default: '
+                                                                'bf16, TF32, channels last, fused'),
+         arg('--check', action='store_true', help='only build, pair, try three steps and say what would be trained'),
          *SETTINGS, DEVICE, JOBS)
 def distill(given: Words) -> None:
     """Distil a detector of yours with data of yours, and say whether it helped."""
@@ -48,7 +52,8 @@ def distill(given: Words) -> None:
 
 @command(STUDY)
 def check(given: Words) -> None:
-    """Build a study's detectors, pair their features, and say how the configs are changed; nothing is trained."""
+    """Before anything is trained: build a study's detectors, pair their features, say how the configs are changed, and
+    try three steps of every row: minutes and memory."""
     _check(_study(given.study))
 
 
@@ -82,9 +87,13 @@ def _study(file: str) -> Study:
 
 
 def _check(study: Study) -> None:
+    from amdlib.show.tables import as_markdown
     from amdlib.study.study import missing
     SCREEN.say(study.describe())
-    SCREEN.say(f'\n{missing(study)}')
+    tried = study.try_steps()
+    SCREEN.say(f'\n{as_markdown(tried)}\n\n{missing(study)}')
+    if any(tried.problem):
+        raise RunError(f'{", ".join(tried.row[tried.problem != ""])} cannot be trained')
 
 
 def _run(study: Study, given: Words) -> None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from amdlib.engine import pixels, start
 from amdlib.engine.kept import KeptFeatures
+from amdlib.engine.share import StartingShare
 from amdlib.engine.step import OF_TEACHERS_HEAD, DetectorStep, hear, offers
 from amdlib.engine.taps import AUTO, PROBE_PX, look, never_seen, pairs_by_size, tap, told_sizes
 from amdlib.errors import RunError
@@ -44,7 +45,8 @@ class Distiller(BaseModel):
         options: keyword arguments of the method's class, all but the channels, which are measured.
         levels: numbers put into the two patterns; of 'auto' the places among the pairs, None: all of them.
         student_module, teacher_module: name of the module whose output is compared, `{i}` for the level; or 'auto', the
-            maps that the head receives, whatever makes them: those of both sides that agree in size are compared.
+            maps that the head receives, whatever makes them: those of both sides that agree in size are compared. Or,
+            on both sides, a list with the name of each level's, or its place among the maps that the head receives.
         teacher_weights: file with the teacher's weights, loaded strictly; None keeps the weights as built.
         inherit: top-level parts ('neck', 'bbox_head') whose tensors the student takes from the teacher, where name
             and shape match, before training.
@@ -58,6 +60,7 @@ class Distiller(BaseModel):
         kept: folder with the teacher's features of every picture (see `engine.kept`), instead of passing them again.
         shuffled: a control: every picture gets the features of another one. Training then needs `kept`; where a method
             needs the teacher's head, which is not kept, it is the picture before it in the step.
+        share: sets the weight of distillation so that it starts as this share of the loss (see `engine.share`).
 
     A teacher that wants other pixels (mean, std, order of channels) gets them, padding included, by an exact map.
 
@@ -66,12 +69,13 @@ class Distiller(BaseModel):
     """
 
     def __init__(self, student: dict | nn.Module, teacher: dict | nn.Module, method: str, options: dict | None = None,
-                 levels: Sequence[int] | None = (0, 1, 2, 3, 4), student_module: str = 'neck.fpn_convs.{i}.conv',
-                 teacher_module: str = 'neck.fpn_convs.{i}.conv', teacher_weights: str | Path | None = None,
-                 inherit: Sequence[str] = (), seed: int = 0, compile_teacher: bool = False,
-                 half_teacher: str = 'off', scales: Sequence[float] | None = None,
-                 reference_rms: float | str | None = None, alone: bool = False, kept: str | Path | None = None,
-                 shuffled: bool = False) -> None:
+                 levels: Sequence[int] | None = (0, 1, 2, 3, 4),
+                 student_module: str | Sequence[str | int] = 'neck.fpn_convs.{i}.conv',
+                 teacher_module: str | Sequence[str | int] = 'neck.fpn_convs.{i}.conv',
+                 teacher_weights: str | Path | None = None, inherit: Sequence[str] = (), seed: int = 0,
+                 compile_teacher: bool = False, half_teacher: str = 'off',
+                 scales: Sequence[float] | None = None, reference_rms: float | str | None = None, alone: bool = False,
+                 kept: str | Path | None = None, shuffled: bool = False, share: float | None = None) -> None:
         loss_class = find_method(method)
         if isinstance(student, dict):
             with start.drawn_from('student', seed):
@@ -113,6 +117,7 @@ class Distiller(BaseModel):
                 # processes of a distributed run must not mask alike; the first one's masks are those of a run alone
                 loss.reseed(1000 * seed + 10 * get_rank() + i)
             self.distill_losses[f'loss_{self.short}_fpn_{i}'] = loss
+        self.starting_share = None if share is None else StartingShare(share)
         if compile_teacher:  # the backbone is nearly all of its cost; the neck stays as it is, for the taps
             teacher.backbone.compile()
 
@@ -139,14 +144,19 @@ class Distiller(BaseModel):
 
         Logged beside them: `share_fpn_<i>`, each level's share of the total (0 to 1), or `share_<method>_<term>`;
         `ratio`, distillation over detection; what a method tells of itself (`<name>_fpn_<i>`, `<name>`); now and then
-        the gradients (`GradientHook`).
+        the gradients (`GradientHook`); with `share` the factor that it gives, `share_factor`.
         """
         f_t = self._features_of(inputs, data_samples) if self.needs is None else None
         with tap(self.student, self.student_taps) as f_s, hear(self.student, self.needs or ()) as heard:
             losses = dict(self.student.loss(inputs, data_samples))
         detection, _ = self.parse_losses(losses)
         step = DetectorStep(self, inputs, data_samples, heard, f_s, partial(self._features_of, inputs, data_samples))
+        waits = any(getattr(loss, 'waits', 0) for loss in self.distill_losses.values())     # it starts later
         terms = self._terms_of_levels(f_s, f_t, step) if self.needs is None else self._terms_of_step(step)
+        if self.starting_share is not None and not waits:
+            factor = self.starting_share(detection.detach(), sum(terms.values()).detach())
+            terms = {name: factor * term for name, term in terms.items()}
+            losses['share_factor'] = factor
         losses.update(terms)
         total, logged = self.parse_losses(losses)
         _stop_if_not_finite(total, logged)
@@ -226,9 +236,15 @@ class Distiller(BaseModel):
         self.teacher._apply(fn)
         return super()._apply(fn, recurse)
 
-    def _levels(self, levels: Sequence[int] | None, student_module: str, teacher_module: str
-                ) -> tuple[tuple[int, ...], list[str | int], list[str | int]]:
+    def _levels(self, levels: Sequence[int] | None, student_module: str | Sequence[str | int],
+                teacher_module: str | Sequence[str | int]) -> tuple[tuple[int, ...], list[str | int], list[str | int]]:
         """The numbers of the levels that are compared, and what is tapped for them on both sides."""
+        if not isinstance(student_module, str) and not isinstance(teacher_module, str):
+            levels = tuple(range(len(student_module)) if levels is None else levels)
+            if not len(levels) == len(student_module) == len(teacher_module):
+                raise ValueError(f'{len(student_module)} names for the student, {len(teacher_module)} for the teacher, '
+                                 f'{len(levels)} levels')
+            return levels, list(student_module), list(teacher_module)
         if AUTO not in (student_module, teacher_module):
             names = ([pattern.format(i=i) for i in levels] for pattern in (student_module, teacher_module))
             return tuple(levels), *names

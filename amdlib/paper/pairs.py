@@ -23,8 +23,8 @@ class Group:
     levels: tuple[int, ...] = (0, 1, 2, 3, 4)   # i of neck.fpn_convs.{i}.conv
     weights_of: str = ''        # the pair whose published loss weights hold here too; default: its own
     own: bool = False           # a pair of the user's: its configs stay whole (see `runs.adapt`)
-    places: tuple[tuple[int, int], ...] = ()    # of own pairs: of each level, among the maps that the student's and the
-                                                # teacher's head receive
+    places: tuple[tuple[int | str, int | str], ...] = ()    # of own pairs: what of student and teacher is compared at
+                            # each level: a map's place among those that the head receives, or a module's name
     scratch: bool = False       # of own pairs: nothing is pre-trained, the student's first weights are drawn
     teacher_knows: bool = True  # of own pairs: the teacher's classes are the data's, so that it can be evaluated
 

@@ -47,13 +47,13 @@ def config(run: Run, dataset: Dataset, work_dir: str | Path = '', taught: Taught
         _divisor_of_both(student, teacher)
         cfg.model = ConfigDict(
             type='Distiller', student=student, teacher=teacher, method=row.method, options=run.options(),
-            levels=run.levels, student_module='auto', teacher_module='auto',
+            levels=run.levels, **_compared(run),
             teacher_weights=taught and str(taught.weights), inherit=run.inherits, seed=run.seed)
         if run.reference_rms is not None:
             cfg.model.update(reference_rms=run.reference_rms, scales=taught and taught.scales(run))
         if row.shuffled:
             cfg.model.shuffled = True
-        for key in ('compile_teacher', 'half_teacher'):
+        for key in ('compile_teacher', 'half_teacher', 'share'):
             if key in run.settings:
                 cfg.model[key] = run.settings[key]
     _set_data(cfg, run, dataset, group.teacher_knows or not given)
@@ -92,8 +92,9 @@ def changes(run: Run, dataset: Dataset) -> list[str]:
     made.model = made.model.student if run.row.method else made.model
     before, after = ({key: value for key, value in cfg.to_dict().items() if key not in LEFT_OUT}
                      for cfg in (given, made))
-    lines = list(_differences({key: before.get(key) for key in after}, after))
-    return [*lines, f'train_cfg.max_epochs: {given.train_cfg.max_epochs} -> {made.train_cfg.max_epochs}']
+    after['train_cfg'] = {'max_epochs': made.train_cfg.max_epochs}
+    before['train_cfg'] = {'max_epochs': given.train_cfg.max_epochs}
+    return list(_differences({key: before.get(key) for key in after}, after))
 
 
 def epochs_of(name: str) -> int:
@@ -132,6 +133,14 @@ def _detector(cfg: Config, run: Run, dataset: Dataset, scratch: bool, fixed: boo
     for step in model.data_preprocessor.get('batch_augments') or []:
         _resize(step, factor)
     return model
+
+
+def _compared(run: Run) -> dict[str, Any]:
+    """What the Distiller is told to compare: named modules only where somebody named them."""
+    places = [run.row.group.places[run.row.group.levels.index(level)] for level in run.levels]
+    if all(isinstance(one, int) for both in places for one in both):
+        return {'student_module': 'auto', 'teacher_module': 'auto'}
+    return {'student_module': [student for student, _ in places], 'teacher_module': [taught for _, taught in places]}
 
 
 def _set_classes(part: Any, num_classes: int) -> None:

@@ -59,6 +59,8 @@ class Recipe:
     inherit: bool | None = _setting(None, 'bool', "start from the teacher's neck and head; the profile's arm",
                                     ('method',))
     factor: float = _setting(1.0, 'float', 'on all weights of the method', ('method',))
+    share: float | None = _setting(None, 'float', 'of the loss that distillation starts as; pairs of your own',
+                                   ('method',))
     reference: float | None = _setting(None, 'float', "RMS that the teacher's features are scaled to; the profile's",
                                        ('method',))
     one_scale: bool = _setting(False, 'bool', 'one constant for all levels instead of one a level', ('method',))
@@ -80,6 +82,8 @@ class Recipe:
                 options[key] = _as_kind(key, type(own[key].default).__name__, value)
             else:
                 raise SettingError(f'{row.id} has no setting {key!r}; it has: {", ".join([*kinds, *own])}')
+        if plain.get('share') and plain.get('factor', 1.0) != 1.0:
+            raise SettingError(f'{row.id}: share sets the weights; factor={plain["factor"]} would do nothing')
         if options:     # a value out of range is told before a teacher is trained for it
             try:
                 method = methods.find_method(row.method)
@@ -231,6 +235,9 @@ def _checked(row: Row, profile: Profile, key: str, kind: str, value: Any) -> Any
     most = {'int': 2 ** 31, 'float': math.inf}.get(kind)
     if most and not 0 < value < most:      # teacher_seed's 0 is its default
         raise SettingError(f'{key}={value!r}: expected a positive number{" below 2**31" if kind == "int" else ""}')
+    if key == 'share' and (value >= 1 or not row.group.own):
+        raise SettingError(f'{row.id}: share={value}: ' + ('expected a number below 1' if row.group.own else
+                           "a pair of the paper's takes the weights as published, or by factor"))
     if key == 'inherit' and not row.group.one_stage:
         if value:
             raise SettingError(f'{row.id}: inherit={value}: a two-stage student of a method starts alone')

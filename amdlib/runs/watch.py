@@ -60,6 +60,7 @@ class BedWatch(Hook):
         self.ratios, self.clipped = array('f'), array('b')      # a step; an update of the weights
         self.gradients: list[list[float]] = []                  # step, of detection, of distillation
         self.sums: dict[str, list[float]] = {}                  # logged name -> sum, steps
+        self.share_factor: float | None = None
         self.warnings: list[str] = []
         self.positions: dict[int, int] = {}                     # of each level, as the first step had them
         self._warned: set[str] = set()
@@ -96,6 +97,8 @@ class BedWatch(Hook):
         if not math.isfinite(loss):     # a Distiller names the term before
             raise RunError(f'the loss is not finite ({loss:g}) at step {self.steps}')
         self._count_clipping(runner)
+        if outputs and 'share_factor' in outputs:
+            self.share_factor = float(outputs['share_factor'])
         logged = {name: float(value) for name, value in (outputs or {}).items() if _is_told(name)}
         if 'ratio' in logged:
             self.ratios.append(logged.pop('ratio'))
@@ -129,11 +132,13 @@ class BedWatch(Hook):
 
     def summary(self) -> dict[str, Any]:
         """For the record: clipped_share (of updates), ratio_median and gradient_ratio_median (after step 100), masked
-        and share of the total loss by level (means over all steps), positions, over_time, and the warnings."""
+        and share of the total loss by level (means over all steps), the factor that a wanted share gave at last,
+        positions, over_time, and the warnings."""
         return {
             'steps': self.steps, 'clipped_share': _mean(self.clipped), 'ratio_median': _median(self.ratios[SETTLED:]),
             'gradient_ratio_median': _median(self._gradient_ratios(SETTLED, math.inf)),
             'masked': self._by_level('masked'), 'share': self._by_level('share'),
+            **({} if self.share_factor is None else {'share_factor': self.share_factor}),
             'positions': {str(level): count for level, count in self.positions.items()},
             'over_time': [self._piece(part / PIECES, (part + 1) / PIECES) for part in range(PIECES)],
             'warnings': list(self.warnings)}

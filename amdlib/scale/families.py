@@ -162,8 +162,7 @@ def text_of(results: Mapping[str, dict[str, Any]]) -> str:
         f'({", ".join(f"{name}: {px}" for name, px in LARGER.items())}), on two random pictures with boxes, masks and '
         'classes of pixels. A family counts when',
         '1. its own loss is finite,\n'
-        '2. the feature maps that are taken, those that the neck (or where there is none the backbone) hands on, are '
-        'the very tensors that its heads are given,\n'
+        "2. the feature maps that the Distiller's `auto` takes are the very tensors that its heads are given,\n"
         "3. AMD's loss on them has a gradient on the student's backbone, finite and not 0, and a step of both losses "
         'moves its weights.',
         'That a step can be taken does not say that distillation helps. Strides in brackets: levels that are handed on '

@@ -1,7 +1,7 @@
 """One detector tried: built with random weights, its own loss, what its heads receive, and one distillation step.
 
-Student and teacher are the same detector, drawn apart; the step is the detector's own loss plus AMD's on what the neck
-hands to the heads.
+Student and teacher are the same detector, drawn apart; the step is the Distiller's with `auto`, AMD on what the heads
+receive.
 """
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from amdlib.methods import find_method
+from amdlib.engine.distiller import Distiller
+from amdlib.engine.taps import AUTO, maps_in, tap
 
 SHIPPED = Path(mmdet.__file__).parent / '.mim'      # mmdet's configs, in its wheel
 
@@ -82,30 +83,6 @@ def pictures(config: Config, px: int) -> dict[str, Any]:
 # ---- what the head receives -------------------------------------------------------------------------------------
 
 @contextlib.contextmanager
-def features_handed(model: nn.Module) -> Iterator[list[Tensor]]:
-    """What the neck of a detector hands to its heads, or where there is none the backbone, while the block runs: its
-    feature maps (N, C, H, W) in their order, of its last pass."""
-    found: list[Tensor] = []
-    neck = getattr(model, 'neck', None)
-
-    def keep(_module: nn.Module, _inputs: tuple, output: Any) -> None:
-        found[:] = feature_maps(output)
-    handle = (model.backbone if neck is None else neck).register_forward_hook(keep)
-    try:
-        yield found
-    finally:
-        handle.remove()
-
-
-def feature_maps(value: Any) -> list[Tensor]:
-    """The feature maps (N, C, H, W) in a tensor, tuple, list or dict, in their order."""
-    if isinstance(value, Tensor):
-        return [value] if value.dim() == 4 and value.is_floating_point() else []
-    values = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
-    return [found for each in values for found in feature_maps(each)]
-
-
-@contextlib.contextmanager
 def features_received(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
     """The feature maps that reach a detector's heads while the block runs, by the function that is first given some.
 
@@ -121,7 +98,7 @@ def features_received(model: nn.Module) -> Iterator[dict[str, list[Tensor]]]:
 
     def watched(door: Any, label: str) -> Any:
         def enter(*args: Any, **keywords: Any) -> Any:
-            maps = feature_maps([*args, keywords])
+            maps = maps_in([*args, keywords])
             if maps:
                 received.setdefault(label, maps)
             return door(*args, **keywords)
@@ -173,42 +150,35 @@ def _stages(file: Path, px: int) -> Iterator[dict[str, Any]]:
 
     batch = student.data_preprocessor(pictures(config, px), training=True)
     inputs, samples = batch['inputs'], batch['data_samples']
-    with features_handed(student) as f_s, features_received(student) as received:
-        detection, _ = student.parse_losses(student.loss(inputs, samples))
+    detection, _ = student.parse_losses(student.loss(inputs, samples))
     need(torch.isfinite(detection), f'the loss is {detection:g}')
     yield {'detection': float(detection.detach())}
 
+    distiller = Distiller(student, teacher, 'amd', levels=None, student_module=AUTO, teacher_module=AUTO)
+    with tap(student, distiller.student_taps) as f_s, features_received(student) as received:
+        terms = distiller.loss(inputs, samples)
     by_door = {door: [i for i, f in enumerate(f_s) if any(f is one for one in maps)] for door, maps in received.items()}
     missed = set(range(len(f_s))).difference(*by_door.values())
-    need(f_s and not missed, f'of {len(f_s)} levels that are handed on, {sorted(missed)} reach no head; heads are '
-                             f'{", ".join(received) or "given none"}')
+    need(not missed, f'of {len(f_s)} levels that are taken, {sorted(missed)} reach no head; heads are '
+                     f'{", ".join(received) or "given none"}')
+    own = {name for name in terms if name.startswith('loss_amd_fpn_')}
+    detection, _ = student.parse_losses({name: term for name, term in terms.items() if name not in own})
     used = torch.autograd.grad(detection, f_s, retain_graph=True, allow_unused=True)
     yield {'strides': [round(px / f.shape[2]) for f in f_s], 'channels': [f.shape[1] for f in f_s],
            'received_by': [door for door, levels in by_door.items() if levels],
            'in_loss': [i for i, gradient in enumerate(used) if gradient is not None and gradient.any()]}
 
-    with torch.no_grad(), features_handed(teacher) as f_t:
-        teacher.extract_feat(inputs)
-    distillation, losses = _distillation(f_s, f_t, samples)
+    distillation = sum(terms[name] for name in own)
     weights = [weight for weight in student.backbone.parameters() if weight.requires_grad]
     gradient = torch.stack([one.norm() for one in torch.autograd.grad(
         distillation, weights, retain_graph=True, allow_unused=True, materialize_grads=True)]).norm()
     need(gradient.isfinite() and gradient > 0, f"the distillation loss's gradient on the backbone is {gradient:g}")
     before = [weight.detach().clone() for weight in weights]
-    every = [weight for part in (student, *losses) for weight in part.parameters() if weight.requires_grad]
-    optimizer = torch.optim.SGD(every, lr=1e-4)
+    optimizer = torch.optim.SGD([weight for weight in distiller.parameters() if weight.requires_grad], lr=1e-4)
     (detection + distillation).backward()
     optimizer.step()
     need(any(not torch.equal(old, new) for old, new in zip(before, weights, strict=True)), 'the step moved no weight')
     yield {'distillation': float(distillation.detach()), 'gradient': float(gradient)}
-
-
-def _distillation(f_s: list[Tensor], f_t: list[Tensor], samples: list) -> tuple[Tensor, list[nn.Module]]:
-    """AMD's loss over all levels, and its modules."""
-    need(len(f_s) == len(f_t), f'{len(f_s)} levels of the student, {len(f_t)} of the teacher')
-    boxes, shapes = [s.gt_instances.bboxes for s in samples], [tuple(s.img_shape) for s in samples]
-    losses = [find_method('amd')(s.shape[1], t.shape[1]) for s, t in zip(f_s, f_t, strict=True)]
-    return sum(loss(s, t, boxes, shapes) for loss, s, t in zip(losses, f_s, f_t, strict=True)), losses
 
 
 def need(what: Any, reason: str) -> None:

@@ -2,11 +2,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import cv2
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
@@ -59,20 +60,25 @@ def _draw(axis: Axes, image: dict, annotations: list[dict], folder: Path, names:
     if loaded is None:      # in a large split not every picture was opened
         axis.set_title(f'{_plain(image["file_name"])}\nnot readable', fontsize=6)
         return
-    rgb = cv2.cvtColor(loaded, cv2.COLOR_BGR2RGB)
-    scale = min(1.0, LONGEST_PX / max(rgb.shape[:2]))
-    size_px = [max(1, round(side * scale)) for side in rgb.shape[1::-1]]
-    axis.imshow(cv2.resize(rgb, size_px, interpolation=cv2.INTER_AREA))
     own = [one for one in annotations if one['image_id'] == image['id']]
-    for one in own:
-        x, y, width, height = (side * scale for side in one['bbox'])
-        colour = colours[names[one['category_id']]]
-        axis.add_patch(Rectangle((x - 0.5, y - 0.5), width, height, fill=False, edgecolor=colour, linewidth=1.2,
-                                 linestyle='--' if one['iscrowd'] else '-', clip_on=False,
-                                 path_effects=[withStroke(linewidth=2.4, foreground='black')]))
+    draw_boxes(axis, loaded, [one['bbox'] for one in own], [colours[names[one['category_id']]] for one in own],
+               ['--' if one['iscrowd'] else '-' for one in own], LONGEST_PX)
     name = image['file_name'] if len(image['file_name']) <= 26 else f'...{image["file_name"][-23:]}'
     boxes = f'{len(own)} box{"es" * (len(own) != 1)}'
     axis.set_title(f'{_plain(name)}\n{image["width"]}x{image["height"]}, {boxes}', fontsize=6)
+
+
+def draw_boxes(axis: Axes, bgr: np.ndarray, boxes_xywh_px: Sequence[Sequence[float]], colours: Sequence[str],
+               lines: Sequence[str], longest_px: int) -> None:
+    """A picture as OpenCV reads it, made smaller where its longer side is above `longest_px`, with its boxes."""
+    scale = min(1.0, longest_px / max(bgr.shape[:2]))
+    size_px = [max(1, round(side * scale)) for side in bgr.shape[1::-1]]
+    axis.imshow(cv2.resize(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB), size_px, interpolation=cv2.INTER_AREA))
+    for box, colour, line in zip(boxes_xywh_px, colours, lines, strict=True):
+        x, y, width, height = (side * scale for side in box)
+        axis.add_patch(Rectangle((x - 0.5, y - 0.5), width, height, fill=False, edgecolor=colour, linewidth=1.2,
+                                 linestyle=line, clip_on=False,
+                                 path_effects=[withStroke(linewidth=2.4, foreground='black')]))
 
 
 def _plain(text: str) -> str:

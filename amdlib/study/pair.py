@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,8 +14,9 @@ from mmengine.registry import init_default_scope
 from torch import nn
 
 import amdlib.engine  # noqa: F401  (registers with mmdet)
+from amdlib.datasets import Dataset
 from amdlib.engine import pixels
-from amdlib.engine.taps import PROBE_PX, look, pairs_by_size, told_sizes
+from amdlib.engine.taps import AUTO, PROBE_PX, look, never_seen, pairs_by_size, told_sizes
 from amdlib.errors import SettingError, WeightsError
 from amdlib.paper.pairs import Group
 from amdlib.runs import adapt
@@ -49,33 +51,39 @@ class Pair:
                           *self.lines])
 
 
-def pair(student: str, teacher: str, classes: tuple[str, ...], teacher_weights: str | Path | None = None,
-         scratch: bool = False) -> Pair:
+def pair(student: str, teacher: str, classes: Dataset | Sequence[str] = (),
+         teacher_weights: str | Path | None = None, scratch: bool = False, features: str | Sequence[str] = AUTO,
+         teacher_features: str | Sequence[str] = AUTO) -> Pair:
     """Look at two detectors of mmdet configs (`mmdet::gfl/gfl_r50_fpn_1x_coco.py`, or files of the user's).
 
     Args:
-        classes: of the data.
+        classes: of the data, or the data; none: nothing is said of the teacher's.
         teacher_weights: any checkpoint of mmdet of the teacher; its classes may be others.
         scratch: nothing is pre-trained: the first weights that the student's config names are left out.
-    Errors: SettingError for configs that cannot be read, built or trained on boxes, and for detectors without maps of
-        one size, with both lists; WeightsError.
+        features, teacher_features: 'auto', the maps that the head receives; or the names of modules, one a level, such
+            as 'neck.fpn_convs.0'. Maps of both sides that agree in size are compared.
+    Errors: SettingError for configs that cannot be read, built or trained on boxes, for a module that is not there, and
+        for detectors without maps of one size, with both lists; WeightsError.
     """
     built = [_built(name) for name in (student, teacher)]
-    maps = [look(model, image_px=PROBE_PX[True])[1] for model in built]
+    sides = [_maps(model, wanted) for model, wanted in zip(built, (features, teacher_features), strict=True)]
+    maps = [found for _, found in sides]
     places = pairs_by_size(*maps)
     if not places:
-        raise SettingError(f'{student} and {teacher} have no feature maps of one size. Strides (channels x grid) of '
-                           f'what their heads receive: student {told_sizes(maps[0], PROBE_PX[True])}; teacher '
+        raise SettingError(f'{student} and {teacher} have no feature maps of one size. Strides (channels x grid): '
+                           f'student {told_sizes(maps[0], PROBE_PX[True])}; teacher '
                            f'{told_sizes(maps[1], PROBE_PX[True])}')
+    classes = classes.classes if isinstance(classes, Dataset) else tuple(classes)
     knows, told = _knows(teacher, classes, teacher_weights)
     one_stage = not hasattr(built[0], 'roi_head')
     group = Group(_name(student), _label(student, built[0]), _label(teacher, built[1]), student, teacher, '',
                   one_stage=one_stage, levels=tuple(range(len(places))), weights_of=LIKE[one_stage], own=True,
-                  places=tuple(places), scratch=scratch, teacher_knows=knows)
+                  places=tuple((sides[0][0][s], sides[1][0][t]) for s, t in places), scratch=scratch,
+                  teacher_knows=knows)
     compared = [(maps[0][s], maps[1][t]) for s, t in places]
     return Pair(group, tuple((s.shape[1], t.shape[1]) for s, t in compared),
                 tuple(round(PROBE_PX[True] / s.shape[2]) for s, _ in compared),
-                tuple(_facts(built, maps, places, one_stage)) + told)
+                tuple(_facts(built, [names for names, _ in sides], maps, places, one_stage)) + told)
 
 
 def _built(name: str) -> nn.Module:
@@ -90,8 +98,26 @@ def _built(name: str) -> nn.Module:
         raise SettingError(f'{name} cannot be built: {type(error).__name__}: {error}') from error
 
 
-def _facts(built: list[nn.Module], maps: list[list[torch.Tensor]], places: list[tuple[int, int]], one_stage: bool
-           ) -> list[str]:
+def _maps(model: nn.Module, wanted: str | Sequence[str]) -> tuple[list[int | str], list[torch.Tensor]]:
+    """What is tapped for each feature map of a detector, and the maps, for a blank picture."""
+    if wanted == AUTO:
+        found = look(model, image_px=PROBE_PX[True])[1]
+        return list(range(len(found))), found
+    names = [wanted] if isinstance(wanted, str) else list(wanted)
+    for name in names:
+        try:
+            model.get_submodule(name)
+        except AttributeError as error:
+            raise SettingError(f'{type(model).__name__} has no module {name!r}: {error}') from None
+    found = look(model, names, PROBE_PX[True])[0]
+    for name, one in zip(names, found, strict=True):
+        if not isinstance(one, torch.Tensor) or one.dim() != 4:
+            raise SettingError(f'{type(model).__name__}: {name!r} gives no feature map (N, C, H, W)')
+    return names, found
+
+
+def _facts(built: list[nn.Module], taps: list[list[int | str]], maps: list[list[torch.Tensor]],
+           places: list[tuple[int, int]], one_stage: bool) -> list[str]:
     student, teacher = built
     counts = [sum(p.numel() for p in model.parameters()) / 1e6 for model in built]
     lines = [f'parameters: student {counts[0]:.1f} million, teacher {counts[1]:.1f} million']
@@ -100,6 +126,9 @@ def _facts(built: list[nn.Module], maps: list[list[torch.Tensor]], places: list[
         if left := [one for place, one in enumerate(model_maps) if place not in used]:
             lines.append(f'not compared, the other side has none of that size: {side} '
                          f'{told_sizes(left, PROBE_PX[True])}')
+    for side, model, names in (('student', student, taps[0]), ('teacher', teacher, taps[1])):
+        if unseen := never_seen(model, names):
+            lines.append(f'warning: the head of the {side} never sees the output of {", ".join(unseen)}')
     differ = pixels.between(student.data_preprocessor, teacher.data_preprocessor) is not None
     lines.append('pixels: the teacher gets its own normalisation, by an exact map' if differ else
                  'pixels: both normalise alike')
@@ -114,6 +143,8 @@ def _facts(built: list[nn.Module], maps: list[list[torch.Tensor]], places: list[
 
 def _knows(teacher: str, classes: tuple[str, ...], weights: str | Path | None) -> tuple[bool, tuple[str, ...]]:
     """Whether a given teacher's classes are the data's, in their order, and what is said of it."""
+    if not classes:
+        return True, ()
     if weights is None:
         return True, ('teacher: no weights are given, so it is trained here first',)
     own = _classes_in(Path(weights))

@@ -1,6 +1,7 @@
 """A study: data, a pair of detectors, methods, a schedule, seeds; what of it is trained, and what came of it."""
 from __future__ import annotations
 
+import contextlib
 import functools
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -8,11 +9,16 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import torch
 
 from amdlib import methods as all_methods
-from amdlib.datasets import CHOICES, prepare
+from amdlib.datasets import CHOICES, Dataset, prepare
+from amdlib.engine.taps import AUTO
 from amdlib.errors import SettingError
+from amdlib.files import read_json, write_json
+from amdlib.methods.level import LevelLoss
 from amdlib.paper.profiles import Profile
 from amdlib.paper.rows import Row, row_of
 from amdlib.runs import adapt
@@ -25,9 +31,14 @@ from amdlib.show.intervals import OnImages
 from amdlib.show.stats import METRICS
 from amdlib.show.tables import as_markdown, write_markdown
 from amdlib.show.verdicts import interval, judge, pair_up
+from amdlib.study.own_loss import name_of
 from amdlib.study.pair import Pair, pair
+from amdlib.study.prediction import Prediction, predict
+from amdlib.study.trying import try_steps
 from amdlib.words import number, some
 
+FAST = {'amp': 'bf16', 'channels_last': True, 'fused': True, 'tf32': True}  # on a GPU, unless exactness is asked for
+SPEED = 'speed.json'
 REFERENCE_RMS = 0.5     # ASSUMPTION reference: as at `mini`, see docs/assumptions.md
 CAN_SHOW = 'A pair of your own on data of your own. One seed says nothing about another run of the method.'
 
@@ -43,6 +54,10 @@ class Study:
         teacher_weights: any mmdet checkpoint of the teacher; None: it is trained here first.
         student_backbone: a file with first weights of the student's backbone.
         scratch: nothing is pre-trained, whatever the configs say.
+        features, teacher_features: what of both is compared: 'auto', the maps that the head receives, or names of
+            modules, one a level.
+        share: distillation starts as this share of the loss, instead of with the published weights by rule.
+        exact: None: on a GPU the faster ways are taken (`FAST`), decided at the first run; True: they never are.
         epochs, teacher_epochs, batch_size, lr: of the schedule, whose shape stays the config's.
         size: the longer side in px that pictures are fitted into.
         seeds: of the students.
@@ -60,6 +75,10 @@ class Study:
     teacher_weights: str | None = None
     student_backbone: str | None = None
     scratch: bool = False
+    features: str | tuple[str, ...] = AUTO
+    teacher_features: str | tuple[str, ...] = AUTO
+    share: float | None = None
+    exact: bool | None = None
     epochs: int | None = None
     teacher_epochs: int | None = None
     batch_size: int | None = None
@@ -94,15 +113,15 @@ class Study:
             raise SettingError(f'a study has no {unknown[0]!r}; it has: {", ".join(sorted(known | set(CHOICES)))}')
         if lacking := [key for key in ('data', 'student', 'teacher') if not given.get(key)]:
             raise SettingError(f'a study needs {", ".join(lacking)}')
-        for key in ('methods', 'seeds', 'controls'):
-            if key in given:
+        for key in ('methods', 'seeds', 'controls', 'features', 'teacher_features'):
+            if given.get(key, AUTO) != AUTO:
                 value = given[key].split(',') if isinstance(given[key], str) else given[key]
                 given[key] = tuple(value) if isinstance(value, Iterable) else (value,)
         for key in ('data', 'teacher_weights', 'student_backbone', 'results'):
             if given.get(key):
                 given[key] = str((home / given[key]).absolute())
         given['methods'] = tuple(str((home / name).absolute()) if all_methods.is_outside(name) else name
-                                 for name in given.get('methods', ('amd',)))
+                                 for name in map(name_of, given.get('methods', ('amd',))))
         for key in ('student', 'teacher'):
             if '::' not in given[key]:
                 given[key] = str((home / given[key]).absolute())
@@ -130,7 +149,8 @@ class Study:
     @functools.cached_property
     def pair(self) -> Pair:
         """The two detectors, looked at."""
-        return pair(self.student, self.teacher, self.store.dataset.classes, self.teacher_weights, self.scratch)
+        return pair(self.student, self.teacher, self.store.dataset.classes, self.teacher_weights, self.scratch,
+                    self.features, self.teacher_features)
 
     @functools.cached_property
     def profile(self) -> Profile:
@@ -158,7 +178,7 @@ class Study:
     def runs(self) -> list[Run]:
         """Every row with every seed; the teacher has seed 0."""
         given = {'lr': self.lr, 'backbone': self.student_backbone, 'teacher_checkpoint': self.teacher_weights,
-                 **(self.settings or {})}
+                 'share': self.share, **(FAST if self.is_fast else {}), **(self.settings or {})}
         found = {}
         for row in self.rows:
             for seed in self.seeds:
@@ -170,8 +190,20 @@ class Study:
                 found[run] = None
         return list(found)
 
+    @property
+    def is_fast(self) -> bool:
+        """Whether the ways of `FAST` are taken: as asked, as at the first run, or where there is a GPU."""
+        if self.exact is not None:
+            return not self.exact
+        with contextlib.suppress(OSError, ValueError, KeyError):
+            return bool(read_json(self.store.folder / SPEED)['fast'])
+        return torch.cuda.is_available()
+
     def run(self, **means: Any) -> Study:
         """Train what is missing; `means` of `Means`, such as jobs=2."""
+        if self.exact is None and not (self.store.folder / SPEED).exists():     # what began so goes on so
+            self.store.folder.mkdir(parents=True, exist_ok=True)
+            write_json(self.store.folder / SPEED, {'fast': self.is_fast and means.get('device') != 'cpu'})
         run_missing(self.runs(), self._store(means))
         return self
 
@@ -225,6 +257,19 @@ class Study:
                                f'{", ".join(sorted(names))}')
         return export(wanted[0].id, self._store({}), made=wanted[0], output=output)
 
+    def predict(self, picture: str | Path | np.ndarray, row: str | None = None, seed: int | None = None,
+                score: float = 0.3) -> Prediction:
+        """What a row's detector finds in a picture, above a score.
+
+        Args:
+            picture: a file, or pixels (H, W, 3) BGR.
+            row: such as 'baseline'; default: the first method.
+        Errors: as of `export`; DataError for what is no picture.
+        """
+        row = row or next(one.name for one in self.rows if one.kind == 'method')
+        written = self.export(row, seed)
+        return predict(picture, written['config'], written['weights'], row, score)
+
     def status(self) -> list[str]:
         """A line a run: its state and why."""
         store = self._store({})
@@ -235,17 +280,35 @@ class Study:
             lines.append(f'{run.id}  {found.name}  {told}')
         return lines
 
+    def try_steps(self) -> pd.DataFrame:
+        """Three steps of every row with the first seed, see `trying.try_steps`; nothing is kept."""
+        first = {run.row: run for run in reversed(self.runs()) if run.trains}
+        return try_steps(reversed(first.values()), self._store({}))
+
     def describe(self) -> str:
-        """The pair, and how the Configs differ from the user's."""
+        """The pair, the ways that are taken, and how the Configs differ from the user's."""
         student = next(run for run in self.runs() if run.row.kind == 'baseline')
-        return '\n'.join([self.pair.describe(), '', 'changed in the student\'s config:',
+        fast = ' '.join(f'{key}={value}' for key, value in FAST.items())
+        return '\n'.join([self.pair.describe(), f'speed: {fast} (exact = true leaves them out)' if self.is_fast else
+                          'speed: exact, float32', '', 'changed in the student\'s config:',
                           *(f'  {line}' for line in adapt.changes(student, self.store.dataset))])
 
 
-def distill(data: str | Path, student: str, teacher: str, *methods: str, **more: Any) -> Study:
+def data(folder: str | Path, **choice: Any) -> Dataset:
+    """A folder of labelled pictures as a study reads it, checked, and logged what is in it.
+
+    Args:
+        choice: how it is read, such as split=0.8.
+    Errors: DataError with file and value of each problem; SettingError for a choice that is none.
+    """
+    return prepare('folder', folder, Path('results', 'data').absolute(), **choice)
+
+
+def distill(data: str | Path, student: str, teacher: str, *methods: str | type[LevelLoss], **more: Any) -> Study:
     """Train a study and return it: `distill('photos', 'mmdet::gfl/...', 'teacher.py', 'amd', epochs=12).table()`.
 
     Args:
+        methods: names, or what `own_loss.method` has decorated; default: AMD.
         more: of `Study` and `Means`, such as teacher_weights, size, seeds=(0, 1, 2), split=0.8, jobs=2.
     """
     means = {one.name: more.pop(one.name) for one in fields(Means) if one.name in more}

@@ -473,7 +473,8 @@ def test_an_executed_notebook_stays_below_the_results(call, coco_folder, tmp_pat
 
 
 @pytest.mark.parametrize(('make', 'told'), [
-    (lambda path: path.write_text('mine'), 'no folder for results'), (lambda path: path.symlink_to(path), 'symbolic links')])
+    (lambda path: path.write_text('mine'), 'no folder for results'),
+    (lambda path: path.symlink_to(path), 'symbolic links')])
 def test_results_that_cannot_be_are_told_in_a_line(call, tmp_path, make, told):
     make(tmp_path / 'out')
     status, _, err = call('run', 'retinanet-baseline', '--results', tmp_path / 'out')

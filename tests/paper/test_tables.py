@@ -1,14 +1,16 @@
 """tables.py: the paper's six tables, line by line, and our controls beside them."""
 import csv
+from dataclasses import replace
 
 import pytest
 
+from amdlib import methods
 from amdlib.engine.coco import METRICS
 from amdlib.errors import SettingError
 from amdlib.paper.pairs import GROUPS
 from amdlib.paper.printed import CSV, paper_groups
-from amdlib.paper.rows import ROWS
-from amdlib.paper.tables import TABLES, find_table, table_numbered
+from amdlib.paper.rows import ROWS, cannot, find_row
+from amdlib.paper.tables import TABLES, ZOO, find_table, table_numbered
 
 with open(CSV, newline='') as file:
     PRINTED = list(csv.DictReader(file))
@@ -64,7 +66,8 @@ def test_what_a_table_compares_to_and_prints_is_there(table):
 
 @every_table
 def test_rows_of_every_group_or_one(table):
-    rows = [ROWS[f'{group}-{line}'] for group in table.groups for line in table.lines]
+    rows = [ROWS[f'{group}-{line}'] for group in table.groups for line in table.lines
+            if not cannot(GROUPS[group], line)]
     assert table.rows() == rows
     for group in table.groups:
         assert table.rows(group) == [row for row in rows if row.group.name == group]
@@ -77,6 +80,32 @@ def test_controls_are_further_lines_where_they_are_asked_for(table):
     rows = table.with_controls().rows()
     assert [row for row in rows if row.name not in table.controls] == table.rows()
     assert {row.name for row in rows} == {*table.lines, *table.controls}
+
+
+def test_methods_of_the_zoo_are_in_no_table_of_the_papers():
+    zoo = TABLES['zoo']
+    assert zoo.ours
+    assert {name for name in methods.names() if name in zoo.lines} == set(methods.names())
+    for table in TABLES.values():
+        assert table.ours == (table.number not in {line['table'] for line in PRINTED})
+        assert table.ours or not {*ZOO} & {*table.lines, *table.controls}
+
+
+@pytest.mark.parametrize('group', GROUPS)
+def test_a_method_has_a_row_or_the_table_says_why_not(group):
+    zoo = TABLES['zoo']
+    there, gaps = {row.name for row in zoo.rows(group)}, zoo.gaps(group)
+    for name in methods.names():
+        assert (name in there) != (methods.find_method(name).LABEL in gaps)
+    assert all(gaps.values())
+
+
+def test_a_gap_says_what_the_pair_lacks(monkeypatch):
+    group = replace(GROUPS['retinanet'], name='bare', offers=('heads',))
+    monkeypatch.setitem(GROUPS, 'bare', group)
+    assert TABLES['zoo'].gaps('bare')['FGFI'] == 'needs a box of known size at every position: the student has none'
+    with pytest.raises(SettingError, match='there is no bare-fgfi: fgfi needs a box of known size'):
+        find_row('bare-fgfi')
 
 
 def test_a_line_is_compared_with_the_one_that_starts_alike():

@@ -10,7 +10,7 @@ from amdlib.errors import SettingError
 from amdlib.files import ROOT, read_json
 from amdlib.scale import families
 from amdlib.scale.families import CHOSEN, CONFIGS, KEPT, LARGER, NO_FAMILY, PX
-from amdlib.scale.trial import REGIONS, STAGES, features_handed, features_received, lightened, try_detector
+from amdlib.scale.trial import REGIONS, STAGES, features_received, lightened, try_detector
 
 
 @pytest.fixture
@@ -54,15 +54,13 @@ def test_a_family_that_distils(name):
 
 
 def test_a_head_that_is_given_something_else(narrow, monkeypatch):
-    extract = SingleStageDetector.extract_feat
-
-    def changed(self, inputs):
-        *levels, last = extract(self, inputs)
-        return *levels, last.clone()
-    monkeypatch.setattr(SingleStageDetector, 'extract_feat', changed)
+    def changed(self, inputs, samples):
+        *levels, last = self.extract_feat(inputs)
+        return self.bbox_head.loss((*levels, last.clone()), samples)
+    monkeypatch.setattr(SingleStageDetector, 'loss', changed)
     found = try_detector(narrow(), PX)
     assert found['stage'] == 'loss'
-    assert found['reason'] == ('ValueError: of 5 levels that are handed on, [4] reach no head; heads are '
+    assert found['reason'] == ('ValueError: of 5 levels that are taken, [4] reach no head; heads are '
                                'bbox_head.loss')
 
 
@@ -85,7 +83,7 @@ def test_what_is_told_of_other_failures(narrow, tmp_path):
     assert found['reason'] == "ModuleNotFoundError: No module named 'no_such_package'"
 
 
-def test_features_are_found_without_a_neck_and_in_any_nest():
+def test_what_a_head_receives_is_found_in_any_nest():
     class Detector(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -93,15 +91,10 @@ def test_features_are_found_without_a_neck_and_in_any_nest():
             self.head.loss = lambda features, **others: others
 
     model, maps = Detector(), [torch.rand(1, 2, 4, 4), torch.rand(1, 2, 2, 2)]
-    with features_handed(model) as handed, features_received(model) as received:
+    with features_received(model) as received:
         model.head.loss(model.backbone([{'p3': maps[0]}, (maps[1], torch.rand(3)), 'text']), samples=[None])
-    assert [a is b for a, b in zip(handed, maps, strict=True)] == [True, True]
     assert [a is b for a, b in zip(received['head.loss'], maps, strict=True)] == [True, True]
     assert len(received) == 1
-    assert not model.backbone._forward_hooks
-    with features_handed(model) as handed:
-        pass
-    assert handed == []
 
 
 def test_nothing_is_fetched_files_are_found_and_regions_are_few():

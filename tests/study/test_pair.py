@@ -37,6 +37,19 @@ def test_a_teacher_of_other_pixels_and_of_two_stages(home):
     assert pair(str(two), str(home / 'small.py'), CLASSES).group.published_weights == 'faster_rcnn'
 
 
+def test_named_modules_are_paired_by_size_and_what_no_head_sees_is_told(home):
+    found = pair(str(home / 'small.py'), str(home / 'large.py'), features=['neck.lateral_convs.0', 'neck.fpn_convs.1'])
+    assert found.group.places == (('neck.lateral_convs.0', 0), ('neck.fpn_convs.1', 1))
+    told = found.describe()
+    assert 'warning: the head of the student never sees the output of neck.lateral_convs.0' in told
+    assert 'of the teacher' not in told
+    assert 'evaluated' not in told
+    with pytest.raises(SettingError, match=r"GFL has no module 'neck.no_convs.0'"):
+        pair(str(home / 'small.py'), str(home / 'large.py'), teacher_features=('neck.no_convs.0',))
+    with pytest.raises(SettingError, match=r"GFL: 'neck' gives no feature map"):
+        pair(str(home / 'small.py'), str(home / 'large.py'), features='neck')
+
+
 def test_maps_of_no_common_size_are_told_with_both_lists(home):
     one = home / 'one_level.py'
     one.write_text(f"_base_ = {str(home / 'small.py')!r}\nmodel = dict(backbone=dict(strides=(1, 1, 1, 1), "

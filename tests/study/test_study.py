@@ -1,5 +1,6 @@
 """study.py: what is asked, what is trained for it, and the table; and the configs that runs.adapt makes."""
 import json
+import re
 from dataclasses import replace
 
 import pandas as pd
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from amdlib.cli import main
-from amdlib.errors import SettingError
+from amdlib.errors import DataError, SettingError
 from amdlib.paper.pairs import Group
 from amdlib.paper.rows import row_of
 from amdlib.runs import adapt
@@ -15,6 +16,7 @@ from amdlib.runs.config import config
 from amdlib.runs.originals import config_digest, get_config
 from amdlib.runs.run import Run
 from amdlib.runs.train import train
+from amdlib.study.prediction import predict
 from amdlib.study.study import Study
 from amdlib.weights.reading import read_weights
 from tests.conftest import OWN
@@ -28,6 +30,18 @@ def run_of(dataset, asked):
         group = Group('own', 'a', 'b', name, name, '', levels=(0,), places=((0, 0),), own=True)
         return Run.of(row_of(group, 'baseline'), replace(study._profile(), **changes))
     return make
+
+
+def test_what_cannot_be_trained_is_told_before_anything_is(home, asked, capsys):
+    broken = home / 'untrainable.py'
+    broken.write_text(f"_base_ = {str(home / 'small.py')!r}\n"
+                      "optim_wrapper = dict(optimizer=dict(type='SGD', no_such=1))")
+    study = Study.of(asked(student=str(broken)))
+    tried = study.try_steps().set_index('row').problem
+    assert tried['untrainable-teacher'] == ''
+    assert 'no_such' in tried['untrainable-baseline']
+    assert 'no_such' in tried['untrainable-amd']
+    assert not list(study.store.folder.glob('runs/*'))
 
 
 # ---- configs ------------------------------------------------------------------------------------------------------
@@ -101,6 +115,40 @@ def test_a_teacher_and_a_student_of_other_paddings(asked, home):
     assert config(run, study.store.dataset).model.student.data_preprocessor.pad_size_divisor == 96
 
 
+def test_named_modules_reach_the_distiller_at_the_levels_that_are_asked(asked):
+    study = Study.of(asked(features='neck.fpn_convs.0,neck.fpn_convs.2', settings={'levels': [1]}))
+    cfg = config(next(run for run in study.runs() if run.row.method), study.store.dataset)
+    assert (cfg.model.student_module, cfg.model.teacher_module, cfg.model.levels) == (['neck.fpn_convs.2'], [2], (1,))
+
+
+def test_a_share_is_for_pairs_of_ones_own(asked):
+    study = Study.of(asked(share=0.3))
+    cfg = config(next(run for run in study.runs() if run.row.method), study.store.dataset)
+    assert cfg.model.share == 0.3
+    assert [run.id for run in study.runs()] == [
+        'small-teacher-s0', 'small-baseline-s0', 'small-amd+share=0.3-s0']
+    with pytest.raises(SettingError, match='share sets the weights; factor=0.1 would do nothing'):
+        Study.of(asked(share=0.3, settings={'factor': 0.1})).runs()
+    with pytest.raises(SettingError, match='share=1.5: expected a number below 1'):
+        Study.of(asked(share=1.5)).runs()
+    with pytest.raises(SettingError, match="share=0.3: a pair of the paper's takes the weights as published"):
+        Run.of('retinanet-amd', 'mini', 0, {'share': 0.3})
+
+
+def test_on_a_gpu_the_faster_ways_are_taken_unless_exactness_is_asked(asked, monkeypatch):
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    fast = 'amp=bf16+channels_last=True+fused=True+tf32=True-s0'
+    study = Study.of(asked())
+    assert all(run.id.endswith(fast) for run in study.runs())
+    assert 'speed: amp=bf16' in study.describe()
+    assert not any(run.settings for run in Study.of(asked(exact=True)).runs())
+    monkeypatch.setattr('amdlib.study.study.run_missing', lambda *_: None)
+    study.run(device='cpu')     # what began exact goes on so, wherever
+    assert not any(run.settings for run in study.runs())
+    assert 'speed: exact' in study.describe()
+    assert all(run.id.endswith(fast) for run in Study.of(asked(exact=False)).runs())
+
+
 # ---- what is asked ------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize(('changes', 'told'), [
@@ -165,6 +213,29 @@ def test_a_study_ends_with_a_table_and_plain_checkpoints(finished):
     assert 'home' not in json.dumps(record['config'])
 
 
+def test_a_picture_is_looked_at(finished, tmp_path):
+    _, study = finished
+    picture = next(study.store.dataset.test_images.iterdir())
+    written = study.export('baseline', output=tmp_path)     # an epoch leaves every score low
+    text = written['config'].read_text()
+    assert 'score_thr=0.05' in text
+    written['config'].write_text(text.replace('score_thr=0.05', 'score_thr=0.0'))
+    found = predict(picture, written['config'], written['weights'], 'baseline', 0.0)
+    assert found.table().columns.tolist() == ['class', 'score', 'x', 'y', 'width', 'height']
+    assert set(found.classes) <= set(study.store.dataset.classes)
+    assert len(found.classes) > 1
+    assert list(found.scores) == sorted(found.scores, reverse=True)
+    width, height = found.bgr.shape[1::-1]
+    assert (found.boxes_xywh_px[:, 2:] >= 0).all()
+    assert (found.boxes_xywh_px[:, :2] + found.boxes_xywh_px[:, 2:] <= [width + 1e-3, height + 1e-3]).all()
+    assert found._repr_png_().startswith(b'\x89PNG')
+    assert study.predict(found.bgr, score=1.1).by == 'amd'
+    assert study.predict(picture, 'own.Own', score=1.1).table().empty
+    (tmp_path / 'x.png').write_text('no picture')
+    with pytest.raises(DataError, match='not readable as a picture'):
+        study.predict(tmp_path / 'x.png')
+
+
 def test_an_exported_student_is_read_by_stock_mmdet(finished, tmp_path):
     _, study = finished
     written = study.export('amd', output=tmp_path)
@@ -188,7 +259,10 @@ def test_the_command_line_finds_it_done_and_a_changed_config_makes_it_stale(fini
     assert main(['status', str(file)]) == 0
     assert 'all done' in capsys.readouterr().out
     assert main(['check', str(file)]) == 0
-    assert 'all done' in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert 'all done' in told
+    for row in ('teacher', 'baseline', 'amd', 'own.Own'):
+        assert re.search(fr'\| small-{row} +\| \d+\.\d\d +\| 2 +\| 0:0\d +\| \d+\.\d +\| +\|', told)
     config_file = file.parent / 'small.py'
     text = config_file.read_text()
     config_file.write_text(f'{text}\noptim_wrapper = dict(optimizer=dict(weight_decay=0.5))\n')
