@@ -119,8 +119,9 @@ def test_every_place_that_the_table_names_exists():
 
 # ---- the zoo ----------------------------------------------------------------------------------------------------
 
-ZOO = {cells[1].strip('`'): cells for line in (ROOT / 'docs' / 'zoo.md').read_text().splitlines()
-       if re.match(r'\| [^|]+ \| `\w+` \|', line) and len(cells := [cell.strip() for cell in line.strip('|').split(' | ')]) == 7}
+LINES = [[cell.strip() for cell in line.strip('|').split(' | ')] for line in (
+    ROOT / 'docs' / 'zoo.md').read_text().splitlines() if line.startswith('| ')]
+ZOO = {cells[1].strip('`'): cells for cells in LINES if len(cells) == 7 and cells[1].startswith('`')}
 
 
 def needs(cls):
