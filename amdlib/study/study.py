@@ -292,7 +292,7 @@ class Study:
         return lines
 
     def try_steps(self) -> pd.DataFrame:
-        """Three steps of every row with the first seed, see `trying.try_steps`; nothing is kept."""
+        """Five steps of every row with the first seed, see `trying.try_steps`; nothing is kept."""
         first = {run.row: run for run in reversed(self.runs()) if run.trains}
         return try_steps(reversed(first.values()), self._store({}))
 

@@ -315,3 +315,13 @@ def test_a_given_teacher_of_other_classes_is_used_and_not_evaluated(finished, as
     assert record['steps'] == 0
     assert given.status()[0].endswith('done  – mAP')
     assert adapt.plain_pictures(config(teacher, given.store.dataset), given.store.dataset).indices == adapt.MEASURED
+
+
+def test_a_table_of_the_papers_is_tried_like_a_study(store, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr('amdlib.cli.arguments.store', lambda _: store)
+    monkeypatch.setattr('amdlib.runs.run.find_profile', lambda _: store.profile)
+    assert main(['check', 'table1', '--group', 'retinanet']) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith('| retinanet-')]
+    assert [line.split()[1] for line in lines] == [f'retinanet-{name}' for name in (
+        'teacher', 'baseline', 'inherit', 'fkd', 'fgd', 'mgd', 'amd')]
+    assert not list(store.folder.glob('runs/*'))
