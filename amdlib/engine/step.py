@@ -220,8 +220,9 @@ class DetectorStep:
 
     def roi_features(self, side: str, boxes: Sequence[Tensor], size: int = 7) -> Tensor:
         features = self.f_s if side == 'student' else self.f_t
-        student = self.distiller.student
-        finest = first_stage(student)[0].finest_scale if hasattr(student, 'roi_head') else FINEST_SCALE * self.strides[0]
+        finest = FINEST_SCALE * self.strides[0]
+        if hasattr(self.distiller.student, 'roi_head'):
+            finest = first_stage(self.distiller.student)[0].finest_scale
         extract = SingleRoIExtractor(dict(type='RoIAlign', output_size=size, sampling_ratio=0), features[0].shape[1],
                                      self.strides, finest)
         return extract(features, bbox2roi([one[:, :4] for one in boxes]))

@@ -58,11 +58,11 @@ class FRSLoss(StepLoss):
 
 
 def richness(scores_t: Tensor) -> Tensor:
-    """The teacher's largest class score at a cell, over anchors and classes; no gradient.
+    """The teacher's largest class score at a cell, over anchors and classes.
 
     Shapes: scores before the sigmoid (N, A * K, H, W) -> (N, H, W), in (0, 1).
     """
-    return torch.sigmoid(scores_t.detach().amax(dim=1))
+    return torch.sigmoid(scores_t.amax(dim=1))
 
 
 def mean_by(mask: Tensor, error: Tensor) -> Tensor:

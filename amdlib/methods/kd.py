@@ -81,9 +81,9 @@ def class_scores(step: Step) -> tuple[Tensor, Tensor]:
     Errors: `ValueError` where the shapes differ.
     """
     if 'proposals' in step.has:
-        return alike(step.roi_scores('student'), step.roi_scores('teacher').detach())
+        return alike(step.roi_scores('student'), step.roi_scores('teacher'))
     width = step.teacher_head.cls_out_channels
-    return alike(per_anchor(step.heads_s[0], width), per_anchor(step.heads_t[0], width).detach())
+    return alike(per_anchor(step.heads_s[0], width), per_anchor(step.heads_t[0], width))
 
 
 def per_anchor(maps: Sequence[Tensor], width: int) -> Tensor:
@@ -101,11 +101,11 @@ def compared(step: Step) -> list[int]:
 
 
 def alike(of_student: Tensor, of_teacher: Tensor) -> tuple[Tensor, Tensor]:
-    """The two, as they are; `ValueError` where their shapes differ (other classes or anchors)."""
+    """The two, the teacher's detached; `ValueError` where their shapes differ (other classes or anchors)."""
     if of_student.shape != of_teacher.shape:
-        raise ValueError("student and teacher must score the same classes of the same anchors or proposals, got "
+        raise ValueError('student and teacher must score the same classes of the same anchors or proposals, got '
                          f'{tuple(of_student.shape)} and {tuple(of_teacher.shape)}')
-    return of_student, of_teacher
+    return of_student, of_teacher.detach()
 
 
 def cannot_score_alike(student: Collection[str], teacher: Collection[str]) -> str:

@@ -29,8 +29,7 @@ class MimicLoss(StepLoss):
         self.align = align_channels(*the_pair(self.channels))
 
     def weighted_losses(self, step: Step) -> dict[str, Tensor]:
-        boxes = [one.detach() for one in step.proposals_t]
-        f_s, f_t = (step.roi_features(side, boxes) for side in ('student', 'teacher'))
+        f_s, f_t = (step.roi_features(side, step.proposals_t) for side in ('student', 'teacher'))
         return {'feature': self.weight * imitation(self.align(f_s), f_t.detach())}
 
     def extra_repr(self) -> str:

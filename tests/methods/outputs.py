@@ -1,6 +1,8 @@
 """What the tests of methods on head outputs share: scores, boxes, anchors in float64, and how values are compared."""
 from __future__ import annotations
 
+import types
+
 import torch
 
 from .oracle import F64, assert_close
@@ -26,3 +28,26 @@ def assert_same(found, expected, *leaves):
                              for value in (found, expected))
     for one, other in zip(of_found, of_expected, strict=True):
         assert_close(one, other, floor=1e-6)
+
+
+class Coder:
+    """Boxes as anchors moved by deltas: centre in sides of the anchor, sides as logarithms."""
+
+    @staticmethod
+    def decode(anchors, deltas):
+        centre, sides = (anchors[:, :2] + anchors[:, 2:]) / 2, anchors[:, 2:] - anchors[:, :2]
+        centre, sides = centre + deltas[:, :2] * sides, sides * deltas[:, 2:].exp()
+        return torch.cat([centre - sides / 2, centre + sides / 2], dim=1)
+
+
+def head_of(classes, strides=(8, 16), **parts):
+    """What methods look up of a teacher's dense head."""
+    return types.SimpleNamespace(cls_out_channels=classes, bbox_coder=Coder(), prior_generator=types.SimpleNamespace(
+        strides=[(stride, stride) for stride in strides]), **parts)
+
+
+def scored(n=2, classes=3, anchors=2, sizes=((4, 6), (2, 3)), seed=0, scale=2.0):
+    """Maps of all levels for both sides, `classes` numbers an anchor; the student's are leaves."""
+    maps_s, maps_t = ([drawn(n, anchors * classes, *size, seed=seed + 10 * side + i, scale=scale)
+                       for i, size in enumerate(sizes)] for side in range(2))
+    return maps_s, [one.detach() for one in maps_t]

@@ -6,10 +6,10 @@ import math
 import pytest
 import torch
 
-from amdlib.methods.dist import pearson, relations
+from amdlib.methods.dist import DISTLoss, pearson, relations
 
-from .oracle import F64
-from .outputs import assert_same, drawn
+from .oracle import F64, assert_same_terms, step_of
+from .outputs import assert_same, drawn, head_of, scored
 
 
 def summed(x, y):
@@ -68,3 +68,31 @@ def test_small_probabilities_correlate_as_well():
     s, t = drawn(6, 4).float(), drawn(6, 4, seed=1).float()
     for one, other in zip(relations(1e-5 * s.exp(), 1e-5 * t.exp()), relations(s.exp(), t.exp()), strict=True):
         assert one.item() == pytest.approx(other.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize('proposals', [True, False])
+def test_terms_of_a_step(proposals):
+    """Of proposals with a softmax, of all anchors and images together with a sigmoid."""
+    maps_s, maps_t = scored()
+    s, t = drawn(6, 4), drawn(6, 4, seed=1).detach()
+    if proposals:
+        step = step_of([], [], has={'proposals'}, roi_scores=lambda side: s if side == 'student' else t)
+        p_s, p_t, leaves = s.exp() / s.exp().sum(dim=1, keepdim=True), t.exp() / t.exp().sum(dim=1, keepdim=True), [s]
+    else:
+        step = step_of([], [], has={'heads'}, heads_s=(maps_s,), heads_t=(maps_t,), teacher_head=head_of(3))
+        p_s, p_t = (torch.cat([1 / (1 + torch.exp(-one.view(2, 2, 3, -1).transpose(2, 3).reshape(-1, 3)))
+                               for one in maps]) for maps in (maps_s, maps_t))      # in another order of anchors
+        leaves = maps_s
+    n, classes = p_s.shape
+    found = DISTLoss([(3, 4)], beta=0.5, gamma=2.0).weighted_losses(step)
+    assert_same_terms(found, {
+        'classes': 0.5 * sum(1 - summed(list(p_s[i]), list(p_t[i])) for i in range(n)) / n,
+        'samples': 2.0 * sum(1 - summed(list(p_s[:, k]), list(p_t[:, k])) for k in range(classes)) / classes}, leaves)
+
+
+def test_the_teacher_gets_no_gradient():
+    s, t = drawn(6, 4), drawn(6, 4, seed=1)
+    step = step_of([], [], has={'proposals'}, roi_scores=lambda side: s if side == 'student' else t)
+    sum(DISTLoss([(3, 4)]).weighted_losses(step).values()).backward()
+    assert t.grad is None
+    assert s.grad.abs().sum() > 0

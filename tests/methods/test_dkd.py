@@ -6,10 +6,10 @@ import math
 import pytest
 import torch
 
-from amdlib.methods.dkd import decoupled
+from amdlib.methods.dkd import DKDLoss, decoupled, targets
 from amdlib.methods.kd import softmax_kd
 
-from .oracle import LN3
+from .oracle import F64, LN3, assert_same_terms, step_of
 from .outputs import assert_same, drawn
 
 
@@ -71,3 +71,44 @@ def test_equal_scores_and_a_constant_are_no_loss():
 
 def test_no_proposal_is_no_loss():
     assert [part.shape for part in decoupled(torch.zeros(0, 4), torch.zeros(0, 4), torch.zeros(0).long())] == [(0,)] * 2
+
+
+# --- The loss of a step -----------------------------------------------------------------------------------------------
+
+BOXES = [torch.tensor([[0.0, 0.0, 10.0, 10.0], [20.0, 0.0, 30.0, 10.0]]), torch.zeros(0, 4)]
+LABELS = [torch.tensor([2, 0]), torch.zeros(0, dtype=torch.long)]
+
+
+def shown(s, t, proposals):
+    return step_of([], [], has={'boxes', 'proposals'}, roi_scores=lambda side: s if side == 'student' else t,
+                   proposals=proposals, boxes=BOXES, labels=LABELS)
+
+
+def test_a_proposals_target_by_hand():
+    proposals = torch.tensor([[0, 0, 10, 10], [0, 0, 10, 20], [0, 0, 10, 21], [19, 0, 30, 10], [50, 50, 60, 60.]])
+    assert targets(proposals, BOXES[0], LABELS[0], 3).tolist() == [2, 2, 3, 0, 3]       # IoU 1, 0.5, 0.48, 0.91, 0
+    assert targets(proposals, BOXES[1], LABELS[1], 3).tolist() == [3] * 5
+
+
+def test_terms_of_a_step():
+    proposals = [torch.tensor([[0, 0, 9, 10], [21, 0, 30, 10.]]), torch.tensor([[0, 0, 9, 10.]])]
+    s, t = drawn(3, 4), drawn(3, 4, seed=1).detach()
+    found = DKDLoss([(3, 4)], alpha=0.5, beta=2.0, temperature=1.5).weighted_losses(shown(s, t, proposals))
+    target, others = decoupled(s, t, torch.tensor([2, 0, 3]), 1.5)
+    assert_same_terms(found, {'target': 0.5 * target.sum() / 3, 'others': 2.0 * others.sum() / 3}, [s])
+
+
+def test_no_proposals_no_boxes_no_gradient_to_the_teacher():
+    s, t = drawn(0, 4), drawn(0, 4)
+    terms = DKDLoss([(3, 4)]).weighted_losses(shown(s, t, [torch.zeros(0, 4)] * 2))
+    assert [term.item() for term in terms.values()] == [0, 0]
+    s, t = drawn(2, 2), drawn(2, 2, seed=1)                 # one class and the background
+    step = shown(s, t, [torch.zeros(0, 4), torch.tensor([[0, 0, 9, 9], [1, 1, 8, 8]], dtype=F64)])
+    sum(DKDLoss([(3, 4)]).weighted_losses(step).values()).backward()
+    assert t.grad is None
+    assert s.grad.abs().sum() > 0
+
+
+def test_defaults_are_the_published_ones():
+    loss = DKDLoss([(3, 4)])
+    assert (loss.alpha, loss.beta, loss.temperature) == (1.0, 0.25, 1.0)

@@ -1,15 +1,17 @@
 """KD (amdlib.methods.kd): by hand, against sums of logarithms, and what it must not depend on."""
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
 import torch
 
-from amdlib.methods.kd import per_anchor, sigmoid_kd, softmax_kd
+from amdlib.methods.dist import DISTLoss
+from amdlib.methods.kd import KDLoss, per_anchor, sigmoid_kd, softmax_kd
 
-from .oracle import F64, LN3
-from .outputs import assert_same, drawn
+from .oracle import F64, LN3, assert_same_terms, step_of
+from .outputs import assert_same, drawn, head_of, scored
 
 
 def test_sigmoid_by_hand():
@@ -82,3 +84,83 @@ def test_rows_are_in_the_order_of_the_anchors():
                 for anchor in range(a):
                     assert torch.equal(rows[:, place], one[:, anchor * k:(anchor + 1) * k, i, j])
                     place += 1
+
+
+# --- The loss of a step -----------------------------------------------------------------------------------------------
+
+CHANNELS = [(3, 4)]
+
+
+def of_anchors(maps_s, maps_t, classes=3):
+    return step_of([], [], has={'heads'}, heads_s=(maps_s,), heads_t=(maps_t,), teacher_head=head_of(classes))
+
+
+def of_proposals(s, t):
+    return step_of([], [], has={'heads', 'proposals'}, roi_scores=lambda side: s if side == 'student' else t)
+
+
+@pytest.mark.parametrize('temperature', [1.0, 2.0])
+def test_anchors_against_loops(temperature):
+    maps_s, maps_t = scored()
+    total = objects = 0
+    for s, t in zip(maps_s, maps_t, strict=True):
+        for n, i, j, a in itertools.product(range(2), range(s.shape[2]), range(s.shape[3]), range(2)):
+            z_s, z_t = (z[n, 3 * a:3 * a + 3, i, j] for z in (s, t))
+            p_s, p_t = (1 / (1 + torch.exp(-z / temperature)) for z in (z_s, z_t))
+            total = total - temperature ** 2 * (p_t * torch.log(p_s) + (1 - p_t) * torch.log(1 - p_s)).sum()
+            objects = objects + max(1 / (1 + math.exp(-z)) for z in z_t.tolist())
+    found = KDLoss(CHANNELS, weight=0.3, temperature=temperature).weighted_losses(of_anchors(maps_s, maps_t))
+    assert_same_terms(found, {'score': 0.3 * total / objects}, maps_s)
+
+
+def test_proposals_are_a_mean():
+    s, t = drawn(5, 4), drawn(5, 4, seed=1).detach()
+    found = KDLoss(CHANNELS, weight=0.3, temperature=2.0).weighted_losses(of_proposals(s, t))
+    assert_same_terms(found, {'score': 0.3 * sum(softmax_kd(s[i], t[i], 2.0) for i in range(5)) / 5}, [s])
+
+
+def test_the_background_does_not_dilute_and_the_batch_is_a_mean():
+    maps_s, maps_t = scored()
+    loss = KDLoss(CHANNELS)
+    alone = loss.weighted_losses(of_anchors(maps_s, maps_t))['score']
+    twice = loss.weighted_losses(of_anchors([torch.cat([m, m]) for m in maps_s], [torch.cat([m, m]) for m in maps_t]))
+    assert twice['score'].item() == pytest.approx(alone.item())
+    empty = [torch.full_like(maps_s[0], -40.0)]
+    more = loss.weighted_losses(of_anchors(maps_s + empty, maps_t + empty))['score']
+    assert more.item() == pytest.approx(alone.item())
+
+
+def test_nothing_to_score_is_no_loss_and_the_teacher_gets_no_gradient():
+    s, t = drawn(0, 4), drawn(0, 4)
+    assert KDLoss(CHANNELS).weighted_losses(of_proposals(s, t))['score'] == 0
+    (s, t), (maps_s, maps_t) = (drawn(5, 4), drawn(5, 4)), scored(classes=1)
+    for one in maps_t:
+        one.requires_grad_()
+    for step, of_teacher in ((of_proposals(s, t), [t]), (of_anchors(maps_s, maps_t, classes=1), maps_t)):
+        KDLoss(CHANNELS).weighted_losses(step)['score'].backward()
+        assert all(one.grad is None for one in of_teacher)
+    assert all(one.grad.abs().sum() > 0 for one in maps_s)
+
+
+def test_other_classes_are_refused():
+    """Also where torch would broadcast one class over all."""
+    with pytest.raises(ValueError, match=r'the same classes .* \(5, 4\) and \(5, 1\)'):
+        KDLoss(CHANNELS).weighted_losses(of_proposals(drawn(5, 4), drawn(5, 1)))
+
+
+@pytest.mark.parametrize(('student', 'teacher', 'why'), [
+    ({'heads', 'sigmoid'}, {'heads', 'sigmoid'}, ''), ({'heads', 'proposals'}, {'heads', 'proposals'}, ''),
+    ({'heads', 'sigmoid'}, {'heads', 'sigmoid', 'proposals'}, 'one scores anchors, the other proposals'),
+    ({'heads', 'sigmoid'}, {'heads'}, 'a score of its own: the teacher has none'),
+    (set(), {'heads', 'sigmoid'}, 'the student has none')])
+def test_what_cannot_be_compared(student, teacher, why):
+    assert why in KDLoss.cannot(student, teacher)
+    assert bool(KDLoss.cannot(student, teacher)) == bool(why)
+    assert DISTLoss.cannot(student, teacher) == KDLoss.cannot(student, teacher)
+
+
+@pytest.mark.parametrize(('arguments', 'message'), [(dict(weight=-1), 'weight=-1'),
+                                                    (dict(temperature=0), 'temperature=0: expected a finite number')])
+def test_arguments_are_checked(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        KDLoss(CHANNELS, **arguments)
