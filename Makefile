@@ -126,6 +126,7 @@ data: $(SETUP)  ## prepare and check the data set of PROFILE
 #: reproduce-table4 Table IV, the same: Faster R-CNN
 #: reproduce-table5 Table V, generation blocks
 #: reproduce-table6 Table VI, position of the channel clue
+#: reproduce-zoo the methods that the paper cites and reviewers ask for, in one table (docs/zoo.md); not part of reproduce-all
 #: reproduce-fig1 Fig. 1, the teacher's attention with region scores
 #: reproduce-fig3 Fig. 3, feature maps of teacher, baseline, FGD, MGD and AMD
 #: reproduce-fig4 Fig. 4, mAP and mAR over phi (RepPoints, or GROUP), one executed notebook a value

@@ -1,11 +1,16 @@
 """README and docs/: links lead somewhere, commands exist, and what the code assumes stands there."""
+import inspect
 import re
 
 import pandas as pd
 import pytest
+import torch
 
+from amdlib import methods
 from amdlib.cli import COMMANDS
 from amdlib.files import ROOT
+from amdlib.paper.pairs import GROUPS
+from amdlib.paper.rows import cannot
 from amdlib.runs.recipe import SETTINGS
 
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md')), ROOT / 'CONTRIBUTING.md', ROOT / 'CHANGELOG.md']
@@ -110,6 +115,54 @@ def test_every_place_that_the_table_names_exists():
     for name, _, _, where in table().values():
         for told in re.findall(r'`([^`]+)`', where):
             assert (ROOT / 'amdlib' / told).is_file() or re.search(rf'\b{told}\b', source), f'{name}: {told}'
+
+
+# ---- the zoo ----------------------------------------------------------------------------------------------------
+
+LINES = [[cell.strip() for cell in line.strip('|').split(' | ')] for line in (
+    ROOT / 'docs' / 'zoo.md').read_text().splitlines() if line.startswith('| ')]
+ZOO = {cells[1].strip('`'): cells for cells in LINES if len(cells) == 7 and cells[1].startswith('`')}
+
+
+def needs(cls):
+    """What a method asks for besides features: as it says, or as a level's loss fails without."""
+    if methods.looks_at_steps(cls):
+        return cls.NEEDS
+    f = torch.ones(1, 4, 2, 2)
+    try:
+        cls(4, 4)(f, f)
+    except ValueError:
+        return {'boxes'}
+    return set()
+
+
+def weights(cls):
+    """Its published weights with their exponents, and what is different for a pair."""
+    defaults = {name: one.default for name, one in inspect.signature(cls).parameters.items()}
+    told = [', '.join(f'`{name}` {defaults[name]:g} ({", ".join(f"{one:g}" for one in grows)})'
+                      for name, grows in cls.WEIGHT_EXPONENTS.items())]
+    for pair, published in cls.PUBLISHED.items():
+        other = ', '.join(f'`{name}` {value:g}' for name, value in published.items()
+                          if name in cls.WEIGHT_EXPONENTS and value != defaults[name])
+        told += [f'{GROUPS[pair].student_label}: {other}'] if other else []
+    return '; '.join(told)
+
+
+@pytest.mark.parametrize('name', methods.names())
+def test_the_page_of_the_zoo_tells_each_method_as_it_is(name):
+    cls = methods.find_method(name)
+    label, _, sees, detectors, formula, told, source = ZOO[name]
+    assert label == cls.LABEL
+    assert set(sees.split(', ')) - {'features'} == needs(cls)
+    can = [group.student_label for group in GROUPS.values() if not cannot(group, name)]
+    assert detectors == ('all' if len(can) == len(GROUPS) else ', '.join(can))
+    assert formula
+    assert told == weights(cls)
+    assert re.search(r'\[(code|paper|own)\]', source)
+
+
+def test_the_page_of_the_zoo_has_no_other_methods():
+    assert set(ZOO) == set(methods.names())
 
 
 def test_the_glossary_explains_each_word_once_and_every_state_of_a_run():

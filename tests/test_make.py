@@ -30,7 +30,7 @@ def listed(name):
     return found.replace('\\', '').split()
 
 
-PICTURED = [name for name in TARGETS if name.startswith(('table', 'fig', 'significance'))]
+PICTURED = [name for name in TARGETS if name.startswith(('table', 'fig', 'significance', 'zoo'))]
 PHONY = [name for name in listed('.PHONY') if name != 'always']
 GOALS = [*PHONY, *(f'reproduce-{name}' for name in PICTURED)]
 VARIABLES = listed('KNOWN')

@@ -44,10 +44,8 @@ class PKDLoss(StepLoss):
 
 
 def standardised(feature: Tensor) -> Tensor:
-    """Each channel with mean 0 and standard deviation 1 over images and positions: (N, C, H, W) twice.
-
-    DEVIATION PKD-1: the deviation is over n elements, in the public code over n - 1, which one element has not.
-    """
+    """Each channel with mean 0 and standard deviation 1 over images and positions: (N, C, H, W) twice."""
     dims = (0, 2, 3)
+    # DEVIATION PKD-1: over n elements, in the public code over n - 1, which one element has not
     deviation = feature.std(dim=dims, correction=0, keepdim=True)
     return (feature - feature.mean(dim=dims, keepdim=True)) / (deviation + EPSILON)

@@ -16,6 +16,7 @@ from torch import nn
 import amdlib.engine  # noqa: F401  (registers with mmdet)
 from amdlib.datasets import Dataset
 from amdlib.engine import pixels
+from amdlib.engine.step import offers
 from amdlib.engine.taps import AUTO, PROBE_PX, look, never_seen, pairs_by_size, told_sizes
 from amdlib.errors import SettingError, WeightsError
 from amdlib.paper.pairs import Group
@@ -79,11 +80,15 @@ def pair(student: str, teacher: str, classes: Dataset | Sequence[str] = (),
     group = Group(_name(student), _label(student, built[0]), _label(teacher, built[1]), student, teacher, '',
                   one_stage=one_stage, levels=tuple(range(len(places))), weights_of=LIKE[one_stage], own=True,
                   places=tuple((sides[0][0][s], sides[1][0][t]) for s, t in places), scratch=scratch,
-                  teacher_knows=knows)
+                  teacher_knows=knows, offers=_offers(built[0]), teacher_offers=_offers(built[1]))
     compared = [(maps[0][s], maps[1][t]) for s, t in places]
     return Pair(group, tuple((s.shape[1], t.shape[1]) for s, t in compared),
                 tuple(round(PROBE_PX[True] / s.shape[2]) for s, _ in compared),
                 tuple(_facts(built, [names for names, _ in sides], maps, places, one_stage)) + told)
+
+
+def _offers(detector: nn.Module) -> tuple[str, ...]:
+    return tuple(sorted(offers(detector)))
 
 
 def _built(name: str) -> nn.Module:

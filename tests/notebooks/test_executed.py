@@ -236,9 +236,17 @@ def test_table6_alone(table6, folder):
     assert (folder / 'table6.svg').is_file()
 
 
+def test_some_lines_of_the_zoo(amdlib, table1, folder):
+    amdlib('notebook', 'zoo', '--set', "only=['baseline', 'cwd']", '--set', "group='retinanet'", *BRIEF_NOTEBOOK)
+    _assert_executed(folder / 'zoo.ipynb')
+    text = (folder / 'zoo.md').read_text()
+    lines = [line.split('|')[1].strip() for line in text.splitlines() if line.startswith('|')]
+    assert lines[2:] == ['baseline', 'CWD', *TABLES['zoo'].gaps('retinanet')]
+
+
 def test_every_stored_notebook_is_executed_here():
     """By `everything`, by `table6`, the experiment by the sweep, the others by themselves."""
-    here = {target.notebook for target in [*OF_GROUP, TARGETS['table6']]}
+    here = {target.notebook for target in [*OF_GROUP, TARGETS['table6'], TARGETS['zoo']]}
     assert here | {'experiment', '00_start', 'your_own_loss'} == {path.stem for path in STORED}
 
 

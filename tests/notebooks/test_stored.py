@@ -156,7 +156,7 @@ def test_parameters_that_others_give_are_there():
     for target in TARGETS.values():
         assert set(target.parameters) <= set(by_name[target.notebook]), target.name
         assert {'profile', 'data', 'how', 'settings'} <= given | set(by_name[target.notebook])
-    for name in ('table1', 'ablation', 'table5', 'table6'):
+    for name in ('table1', 'ablation', 'table5', 'table6', 'zoo'):
         assert {'seeds', 'settings', 'methods', 'force'} <= set(by_name[name])
 
 
@@ -167,7 +167,7 @@ def test_opens_its_store_in_one_call(path):
     assert text.count('show_log()') == 1    # or what the kit says would not be seen
 
 
-@pytest.mark.parametrize('name', ['table1', 'ablation', 'table5', 'table6'])
+@pytest.mark.parametrize('name', ['table1', 'ablation', 'table5', 'table6', 'zoo'])
 def test_a_table_is_told_in_a_few_cells(name):
     assert len(read(NOTEBOOKS / f'{name}.ipynb').cells) <= 8
 

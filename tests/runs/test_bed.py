@@ -13,7 +13,7 @@ from amdlib.files import read_json, sha256
 from amdlib.runs import config as config_module
 from amdlib.runs import run as run_module
 from amdlib.runs.run import Run
-from amdlib.runs.store import Store
+from amdlib.runs.store import Store, read_scalars
 from amdlib.runs.train import train
 from amdlib.weights.writing import write_weights
 
@@ -155,6 +155,21 @@ def test_controls_train(trained, control):
     assert record['steps'] == STEPS
     assert record['teacher'] == trained('amd')[1]['teacher']
     assert record['weights_sha256'] != trained('amd')[1]['weights_sha256']
+
+
+@pytest.mark.parametrize('method', ['cwd', 'pkd', 'fgfi', 'defeat'])
+def test_methods_of_the_zoo_train_and_the_beds_guards_see_their_terms(trained, method):
+    begins = {'off_steps': 2} if method == 'fgfi' else {}
+    _, record, folder = trained(method, **begins)
+    assert (record['steps'], record['arm']) == (STEPS, 'alone')
+    assert record['student_sha256'] == trained('amd')[1]['student_sha256']
+    assert record['weights_sha256'] != trained('baseline')[1]['weights_sha256']
+    assert read_scalars(folder)[f'loss_{method}_fpn_0'].iloc[-1] > 0
+    positions, warnings = record['bed']['positions'], record['bed']['warnings']
+    assert set(positions) == {'0', '1', '2', '3', '4'}
+    # one position is no distribution, and two values a channel, one an image, are correlated or opposed without between
+    told = [level for level, count in positions.items() if count > 1 or method in ('fgfi', 'defeat')]
+    assert not [level for level in told if any(f'_fpn_{level} gives' in text for text in warnings)]
 
 
 def test_a_shuffled_teacher_is_refused_where_no_features_are_kept(tiny, dataset, tmp_path):
