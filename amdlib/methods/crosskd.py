@@ -62,6 +62,7 @@ class CrossKDLoss(StepLoss):
 
     def _crossed(self, step: Step, name: str, convs: nn.ModuleList, output: nn.Module) -> list[Tensor]:
         """What a branch of the teacher makes of the student's feature, for every level of the head."""
+        # DEVIATION CrossKD-1: published for heads of four convolutions; of a shorter one the last is the teacher's
         after = min(self.after, max(1, len(convs) - 1))
         inside = f'{name}.{after - 1}'
         if inside not in step.inside_s:

@@ -45,6 +45,7 @@ class FRSLoss(StepLoss):
 
     def weighted_losses(self, step: Step) -> dict[str, Tensor]:
         feature, score = 0, 0
+        # DEVIATION FRS-1: a two-stage detector's coarsest level has scores, and no feature that is compared
         for place, adapt, f_s, f_t in zip(compared(step), self.adapt, step.f_s, step.f_t, strict=True):
             z_s, z_t = alike(*(heads[0][place] for heads in (step.heads_s, step.heads_t)))
             mask = richness(z_t)

@@ -116,6 +116,7 @@ def general_instances(p_s: Tensor, p_t: Tensor, boxes_s: Tensor, boxes_t: Tensor
     boxes = torch.where((best_t > best_s)[:, None], boxes_t, boxes_s)[order]
     height, width = image_shape
     boxes = torch.minimum(boxes.clamp(min=0), boxes.new_tensor([width, height, width, height]))
+    # DEVIATION GID-1: a part of the picture, which is the public code's 10 px at 800 px
     boxes = boxes[((boxes[:, 2:] - boxes[:, :2]) >= min(image_shape) / 80).all(dim=1)]
     found = boxes[:0]
     while len(boxes) and len(found) < kept:
