@@ -93,7 +93,7 @@ HOW       = $(WHERE) $(ASKED) $(MEANS) $(call flag,FORCE,--force)
 SPREAD   := -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: help setup doctor list values data reproduce-all sweep-phi status bed calibrate plan compare verify keep teachers backbone weights \
-        demo notebook report publish why explore lab export paper-dryrun cost families attest test test-fast test-browser torture lint goldens lock clean always
+        demo notebook report publish why explore lab export paper-dryrun cost bench families attest test test-fast test-browser torture lint goldens lock clean always
 
 help:  ## this text
 	@echo 'The AMD kit: rerun "AMD: Adaptive Masked Distillation for Object Detection" (arXiv 2301.13538)'
@@ -198,6 +198,9 @@ paper-dryrun: $(SETUP)  ## every row a few steps at the paper's architectures, w
 
 cost: $(SETUP)  ## steps, measured seconds a step, memory and GPU-hours of each row (MEASURE=1 times them here)
 	@$(AMDLIB) cost $(WHERE) $(SET) $(call flag,MEASURE,--measure) $(call flag,SWITCHES,--switches) $(call opt,DEVICE,--device)
+
+bench: $(SETUP)  ## how near a step is to its parts, and the losses to their convolutions: ratios, measured side by side here
+	@$(AMDLIB) bench $(WHERE) $(call opt,GROUP,--group) $(call opt,DEVICE,--device)
 
 families: $(SETUP)  ## one distillation step with a detector of each of mmdet's families (docs/families.md; FORCE=1: all again)
 	@$(AMDLIB) families $(call flag,FORCE,--again)

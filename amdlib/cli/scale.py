@@ -5,7 +5,7 @@ from pathlib import Path
 
 from amdlib.cli import arguments as read
 from amdlib.cli import studies
-from amdlib.cli.arguments import DEVICE, JOBS, SETTINGS, WHERE, Words, arg
+from amdlib.cli.arguments import DEVICE, GROUP, JOBS, SETTINGS, WHERE, Words, arg
 from amdlib.cli.parsing import command
 from amdlib.terminal import SCREEN
 
@@ -59,6 +59,18 @@ def cost(given: Words) -> None:
     path = (cost.write_switches(rows, store, settings) if given.switches else
             cost.write(cost.table(rows, store, settings), store))
     SCREEN.say(path.read_text())
+
+
+@command(*WHERE, GROUP, DEVICE, arg('--rounds', type=int, default=15, help='default 15'),
+         arg('--no-losses', action='store_true', help="leave out the losses at the paper's shapes, which take minutes"))
+def bench(given: Words) -> None:
+    """Measure how near a distillation step is to its parts, and the losses to their convolutions: ratios, measured side
+    by side in one process."""
+    from amdlib.runs.device import choose_device
+    from amdlib.scale import bench
+    choose_device(given.device)
+    store = read.store(given)
+    SCREEN.say(bench.bench(store, [given.group] if given.group else (), given.rounds, not given.no_losses).read_text())
 
 
 @command(arg('names', nargs='*', help='of families, such as detr, to be tried again; default: all not tried yet'),

@@ -4,15 +4,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amdlib.cli.arguments import DEVICE, JOBS, SETTINGS, Words, arg
+from amdlib.cli.arguments import DEVICE, GROUP, JOBS, SETTINGS, WHERE, Words, arg
 from amdlib.cli.parsing import command
 from amdlib.errors import RunError
 from amdlib.terminal import SCREEN
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from amdlib.study.study import Study
 
-STUDY = arg('study', metavar='STUDY.toml', help='data, student, teacher, methods, epochs, ...: see docs/own.md')
+STUDY = arg('study', metavar='STUDY.toml', help="data, student, teacher, methods, ... (docs/own.md); or a table of the "
+                                                "paper's, such as table1")
 
 
 @command(arg('--data', required=True, metavar='DIR', help='a folder of labelled pictures (docs/data.md)'),
@@ -37,7 +40,7 @@ STUDY = arg('study', metavar='STUDY.toml', help='data, student, teacher, methods
          arg('--share', type=float, metavar='X', help='distillation starts as this share of the loss, such as 0.3'),
          arg('--exact', action='store_true', default=None, help='float32 on a GPU too; default: '
                                                                 'bf16, TF32, channels last, fused'),
-         arg('--check', action='store_true', help='only build, pair, try three steps and say what would be trained'),
+         arg('--check', action='store_true', help='only build, pair, try five steps and say what would be trained'),
          *SETTINGS, DEVICE, JOBS)
 def distill(given: Words) -> None:
     """Distil a detector of yours with data of yours, and say whether it helped."""
@@ -50,11 +53,18 @@ def distill(given: Words) -> None:
     _check(study) if given.check else _run(study, given)
 
 
-@command(STUDY)
+@command(STUDY, *WHERE, GROUP, *SETTINGS)
 def check(given: Words) -> None:
     """Before anything is trained: build a study's detectors, pair their features, say how the configs are changed, and
-    try three steps of every row: minutes and memory."""
-    _check(_study(given.study))
+    try five steps of every row: minutes and memory."""
+    if given.study.endswith('.toml'):
+        return _check(_study(given.study))
+    from amdlib.cli import arguments as read
+    from amdlib.runs.run import table_runs, with_teachers
+    from amdlib.study.trying import try_steps
+    store = read.store(given)
+    runs = with_teachers(table_runs(given.study, given.profile, given.group, (0,), read.settings(given)))
+    _tell_tried(try_steps([run for run in runs if run.trains], store))
 
 
 def run(file: str, given: Words) -> None:
@@ -87,11 +97,16 @@ def _study(file: str) -> Study:
 
 
 def _check(study: Study) -> None:
-    from amdlib.show.tables import as_markdown
     from amdlib.study.study import missing
     SCREEN.say(study.describe())
-    tried = study.try_steps()
-    SCREEN.say(f'\n{as_markdown(tried)}\n\n{missing(study)}')
+    SCREEN.say(f'\n{missing(study)}\n')
+    _tell_tried(study.try_steps())
+
+
+def _tell_tried(tried: pd.DataFrame) -> None:
+    """Errors: RunError for rows that cannot be trained."""
+    from amdlib.show.tables import as_markdown
+    SCREEN.say(as_markdown(tried))
     if any(tried.problem):
         raise RunError(f'{", ".join(tried.row[tried.problem != ""])} cannot be trained')
 

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from amdlib import methods
@@ -82,9 +82,13 @@ def _method_row(group: Group, method: str, name: str, label: str = '') -> Row:
                dict(cls.PUBLISHED.get(group.published_weights, {})), 'teacher')
 
 
+SHUFFLED = '-shuffled'      # behind a method's name: the control in which every picture gets another one's features
+
+
 @functools.cache
-def cannot(group: Group, method: str) -> str:
-    """Why a method of the package has no row in a pair, in words; '' where it has one, and for what is no method."""
+def cannot(group: Group, name: str) -> str:
+    """Why a method of the package, or its control, has no row in a pair; '' where it has one, and for other rows."""
+    method = name.removesuffix(SHUFFLED)
     cls = methods.find_method(method) if method in methods.names() else None
     if cls is None or not methods.looks_at_steps(cls):
         return ''
@@ -106,7 +110,8 @@ ROWS: dict[str, Row] = {row.id: row for group in GROUPS.values() for row in _row
 
 
 def find_row(reference: str) -> Row:
-    """The row with this id, such as `retinanet-amd`, or `retinanet-path/to/file.py:ClassName` for a loss of your own.
+    """The row with this id, such as `retinanet-amd`, or `retinanet-path/to/file.py:ClassName` for a loss of your own;
+    `retinanet-pkd-shuffled` is the control of any method.
 
     Errors: SettingError listing the ids, or what is wrong with the class.
     """
@@ -115,8 +120,8 @@ def find_row(reference: str) -> Row:
     name, _, method = reference.partition('-')
     if name in GROUPS and methods.is_outside(method):
         return outside_row(GROUPS[name], method)
-    if name in GROUPS and (why := cannot(GROUPS[name], method)):
-        raise SettingError(f'there is no {reference}: {method} {why}')
+    if name in GROUPS and (row := _unlisted(GROUPS[name], method)):
+        return row
     raise SettingError(f'unknown row {reference!r}; expected one of: {", ".join(ROWS)}; or '
                        'GROUP-path/to/file.py:ClassName for a loss of your own')
 
@@ -129,11 +134,22 @@ def row_of(group: Group, name: str) -> Row:
     if methods.is_outside(name):
         return outside_row(group, name)
     found = {row.name: row for row in _rows(group)}
-    if why := cannot(group, name):
-        raise SettingError(f'there is no {group.name}-{name}: {name} {why}')
+    if name not in found and (row := _unlisted(group, name)):
+        return row
     if name not in found:
         raise SettingError(f'unknown row {name!r}; expected one of: {", ".join(found)}; or path/to/file.py:ClassName')
     return found[name]
+
+
+def _unlisted(group: Group, name: str) -> Row | None:
+    """A method's control, which stands in no list of rows; None for another name. Errors: SettingError."""
+    if why := cannot(group, name):
+        raise SettingError(f'there is no {group.name}-{name}: {name.removesuffix(SHUFFLED)} {why}')
+    method = name.removesuffix(SHUFFLED)
+    if method == name or method not in methods.names():
+        return None
+    row = _method_row(group, method, name)
+    return replace(row, label=f"{row.label}: another picture's features", shuffled=True)
 
 
 def outside_row(group: Group, method: str) -> Row:

@@ -19,8 +19,9 @@ from amdlib.runs.run import Run
 
 MEASURED = 200      # pictures on which the size of a teacher's features is measured
 PIXELS = ('scale', 'scales', 'img_scale', 'crop_size', 'size', 'border', 'random_size_range', 'input_size')   # in px
-FIXED = ('img_scale', 'crop_size', 'size', 'random_size_range', 'input_size')     # of these, which pictures fill,
-GRID = 32                                                                         # multiples of it stay some
+FITTED = ('scale', 'scales', 'img_scale')       # of these, what a picture is fitted into by its sides
+FIXED = ('img_scale', 'crop_size', 'size', 'random_size_range', 'input_size')     # and what pictures fill: multiples
+GRID = 32                                                                         # of this stay some
 LEFT_OUT = ('load_from', 'resume', 'work_dir', 'visualizer', 'custom_imports', 'randomness', 'train_cfg',
             'default_hooks', 'val_dataloader', 'val_evaluator', 'val_cfg', 'tta_model', 'tta_pipeline',
             'auto_scale_lr')    # of `changes`
@@ -92,6 +93,8 @@ def changes(run: Run, dataset: Dataset) -> list[str]:
     made.model = made.model.student if run.row.method else made.model
     before, after = ({key: value for key, value in cfg.to_dict().items() if key not in LEFT_OUT}
                      for cfg in (given, made))
+    for cfg in (before, after):
+        cfg['test_evaluator'] = cfg['test_evaluator'].get('type') if isinstance(cfg['test_evaluator'], dict) else '...'
     after['train_cfg'] = {'max_epochs': made.train_cfg.max_epochs}
     before['train_cfg'] = {'max_epochs': given.train_cfg.max_epochs}
     return list(_differences({key: before.get(key) for key in after}, after))
@@ -129,9 +132,9 @@ def _detector(cfg: Config, run: Run, dataset: Dataset, scratch: bool, fixed: boo
     if not fixed:
         for part in model.values():
             _set_classes(part, len(dataset.classes))
-    factor = _factor(cfg, run)
+    factors = _factors(cfg, run)
     for step in model.data_preprocessor.get('batch_augments') or []:
-        _resize(step, factor)
+        _resize(step, factors)
     return model
 
 
@@ -166,7 +169,7 @@ def _set_data(cfg: Config, run: Run, dataset: Dataset, known: bool) -> None:
         dataset.val_ann, dataset.val_images)
     if reported[0] is None:
         raise SettingError(f'split={run.recipe.split}: {dataset.name} has no such split')
-    factor = _factor(cfg, run)
+    factors = _factors(cfg, run)
     for loader, ann, images in ((cfg.train_dataloader, dataset.train_ann, dataset.train_images),
                                 (cfg.test_dataloader, *reported)):
         loader.num_workers, loader.persistent_workers = run.profile.workers, False
@@ -174,7 +177,7 @@ def _set_data(cfg: Config, run: Run, dataset: Dataset, known: bool) -> None:
             loader.pop('prefetch_factor', None)
         loader.dataset = _without_others(loader.dataset)
         for step in _steps(loader.dataset):
-            _resize(step, factor)
+            _resize(step, factors)
         for leaf in _leaves(loader.dataset):
             for key in ('serialize_data', 'proposal_file'):
                 leaf.pop(key, None)
@@ -187,7 +190,7 @@ def _set_data(cfg: Config, run: Run, dataset: Dataset, known: bool) -> None:
         leaf.pipeline.insert(0, seed)
     for hook in cfg.get('custom_hooks') or []:
         for step in hook.get('switch_pipeline', []):
-            _resize(step, factor)
+            _resize(step, factors)
         if 'switch_pipeline' in hook:
             hook.switch_pipeline.insert(0, copy.deepcopy(seed))
     cfg.train_dataloader.batch_size, cfg.data_root = run.batch_size, ''
@@ -228,26 +231,36 @@ def _steps(part: Any) -> Iterator[ConfigDict]:
             yield from _steps(inner)
 
 
-def _factor(cfg: Config, run: Run) -> float:
-    """By how much pictures are smaller than the config's: one factor on all sizes keeps their proportions."""
+def _factors(cfg: Config, run: Run) -> tuple[float, float]:
+    """By how much pictures are smaller than the config's, of their longer and their shorter sides: those that it fits
+    into 1333x800 are fitted into a square, so that a size means the longer side of any picture."""
     name = run.row.group.teacher_config if run.row.is_teacher else run.row.group.student_config
-    return max(run.profile.image_px) / max(image_px(name))
+    own, wanted = image_px(name), run.profile.image_px
+    return max(wanted) / max(own), min(wanted) / min(own)
 
 
-def _resize(step: ConfigDict, factor: float) -> None:
+def _resize(step: ConfigDict, factors: tuple[float, float]) -> None:
     """Multiply every size in pixels of a step."""
+    if factors == (1, 1):
+        return
+    both = factors if step.get('keep_ratio', True) else (factors[0], factors[0])
     for key in PIXELS:
-        if key in step and factor != 1:
-            step[key] = _times(step[key], factor, GRID if key in FIXED else 1)
+        if key in step:
+            step[key] = _times(step[key], both if key in FITTED else (factors[0], factors[0]),
+                               GRID if key in FIXED else 1)
 
 
-def _times(value: Any, factor: float, grid: int) -> Any:
+def _times(value: Any, factors: tuple[float, float], grid: int) -> Any:
     if isinstance(value, (list, tuple)):
-        return type(value)(_times(one, factor, grid) for one in value)
+        if len(value) == 2 and all(type(side) is int for side in value) and value[0] != value[1]:
+            longer = _times(max(value), factors, grid)
+            shorter = min(longer, _times(min(value), factors[1:] * 2, grid))
+            return type(value)([longer, shorter] if value[0] > value[1] else [shorter, longer])
+        return type(value)(_times(one, factors, grid) for one in value)
     if isinstance(value, bool) or not isinstance(value, int):      # a share of the picture, or None
         return value
     grid = 1 if value % grid else grid
-    return round(value * factor / grid) * grid or grid
+    return round(value * factors[0] / grid) * grid or grid
 
 
 # ---- schedule -----------------------------------------------------------------------------------------------------

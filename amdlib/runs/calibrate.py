@@ -14,9 +14,10 @@ import pandas as pd
 
 from amdlib.errors import RunError, SettingError
 from amdlib.files import read_csv, whole, write_text
+from amdlib.methods import is_outside
 from amdlib.paper.pairs import Group, find_group
 from amdlib.paper.profiles import Profile
-from amdlib.paper.rows import ROWS, Row, find_row
+from amdlib.paper.rows import Row, find_row
 from amdlib.paper.tables import TABLES
 from amdlib.runs.batch import run_missing
 from amdlib.runs.recipe import own_settings
@@ -158,7 +159,7 @@ def _row(group: Group, method: str) -> Row:
     row = find_row(f'{group.name}-{method}')
     if not row.method:
         raise SettingError(f'{row.id} distils nothing, so it has no factor')
-    if row.name != row.method and row.id in ROWS:
+    if row.name != row.method and not is_outside(row.method):
         raise SettingError(f'{row.id} takes the factor of {row.method}: calibrate that')
     return row
 

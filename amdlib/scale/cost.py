@@ -262,7 +262,7 @@ def measure_run(run: Run, dataset: Dataset | None, steps: int) -> dict[str, Any]
         with float32_products(run.recipe.tf32), warnings.catch_warnings():
             warnings.filterwarnings('ignore', module='mmengine|mmdet|torch')
             cfg = config(run, dataset)
-            model, optimizer = _trainable(cfg, run, device)
+            model, optimizer = trainable(cfg, run, device)
             batch = made_batch(run, cfg)
             for step in range(WARM_UP_STEPS + steps):
                 began_s = _now_s(on_gpu)
@@ -279,7 +279,8 @@ def measure_run(run: Run, dataset: Dataset | None, steps: int) -> dict[str, Any]
             'problem': problem}
 
 
-def _trainable(cfg: Config, run: Run, device: torch.device) -> tuple[nn.Module, OptimWrapper]:
+def trainable(cfg: Config, run: Run, device: torch.device) -> tuple[nn.Module, OptimWrapper]:
+    """The model of a run's Config on a device, with random weights, and its optimizer."""
     init_default_scope('mmdet')
     MMLogger.get_current_instance().setLevel('ERROR')
     cfg.model.get('student', cfg.model).backbone.init_cfg = None    # any weights take the same time

@@ -6,6 +6,7 @@ receive.
 from __future__ import annotations
 
 import contextlib
+import copy
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -150,7 +151,7 @@ def _stages(file: Path, px: int) -> Iterator[dict[str, Any]]:
 
     batch = student.data_preprocessor(pictures(config, px), training=True)
     inputs, samples = batch['inputs'], batch['data_samples']
-    detection, _ = student.parse_losses(student.loss(inputs, samples))
+    detection, _ = student.parse_losses(student.loss(inputs, copy.deepcopy(samples)))   # some take their proposals out
     need(torch.isfinite(detection), f'the loss is {detection:g}')
     yield {'detection': float(detection.detach())}
 

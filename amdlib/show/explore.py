@@ -122,8 +122,8 @@ def done_runs(store: Store) -> list[Run]:
     Left out are losses of the user's and runs with weight files of their own: a record does not say where those lie.
     """
     found = [run for file in store.record_files() if (run := store.run_of(file)) and store.state(run).name == 'done']
-    order = list(ROWS)
-    return sorted(found, key=lambda run: (not run.row.is_teacher, order.index(run.row.id), run.id))
+    place = {row: i for i, row in enumerate(ROWS)}     # controls of the zoo come last
+    return sorted(found, key=lambda run: (not run.row.is_teacher, place.get(run.row.id, len(place)), run.id))
 
 
 def mask_figure(picture: Picture, f_t: Tensor, phi: float, temperature: float) -> Figure:

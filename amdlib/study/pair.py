@@ -197,4 +197,4 @@ def _name(config: str) -> str:
 def _label(config: str, model: nn.Module) -> str:
     backbone = model.backbone
     depth = f'-{backbone.depth}' if getattr(backbone, 'depth', None) else ''
-    return f'{type(model).__name__} {type(backbone).__name__}{depth}'
+    return f'{type(model).__name__} {type(backbone).__name__}{depth} ({_name(config)})'

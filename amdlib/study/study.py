@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -59,7 +60,7 @@ class Study:
         share: distillation starts as this share of the loss, instead of with the published weights by rule.
         exact: None: on a GPU the faster ways are taken (`FAST`), decided at the first run; True: they never are.
         epochs, teacher_epochs, batch_size, lr: of the schedule, whose shape stays the config's.
-        size: the longer side in px that pictures are fitted into.
+        size: of the longer side of pictures, in px.
         seeds: of the students.
         controls: 'inherit' and the masks' controls, such as 'amd-permuted', by the names of rows.
         settings: of every run, as for `run --set`.
@@ -161,7 +162,7 @@ class Study:
     def _profile(self) -> Profile:
         cfg = get_config(self.student)
         own_px = adapt.image_px(self.student)
-        image_px = own_px if self.size is None else tuple(round(side * self.size / max(own_px)) for side in own_px)
+        image_px = own_px if self.size is None else (self.size, self.size)
         epochs = self.epochs or adapt.epochs_of(self.student)
         return Profile(
             self.name, image_px, 'folder', self.batch_size or cfg.train_dataloader.batch_size,
@@ -236,10 +237,20 @@ class Study:
     def write(self) -> Path:
         """Write the table, what it compares and what it can show, beside the runs; return its path."""
         table, dataset = self.table(), self.store.dataset
-        notes = [*(f'- {note}' for note in dataset.notes), f'- {CAN_SHOW}']
+        notes = [*(f'- {note}' for note in [*dataset.notes, *self.warnings()]), f'- {CAN_SHOW}']
         return write_markdown(self.store.folder / 'table.md', [
             f'# {self.pair.group.student_label} <- {self.pair.group.teacher_label}, {dataset.name}', as_markdown(table),
             '\n'.join(notes), self.describe()])
+
+    def warnings(self) -> list[str]:
+        """What was told while its runs trained, a line a kind and row, with the runs that it was told of."""
+        told: dict[tuple[str, str], list[str]] = {}
+        for run in self.runs():
+            record = self._store({}).state(run).record or {}
+            for text in (record.get('bed') or {}).get('warnings', []):
+                told.setdefault((run.row.label, re.split(r'[\d(]', text)[0]), []).append(f'{text} [seed {run.seed}]')
+        return [f'warning, {label}: {texts[0]}{f", and so in {len(texts) - 1} more" if len(texts) > 1 else ""}'
+                for (label, _), texts in told.items()]
 
     def export(self, row: str, seed: int | None = None, output: str | Path | None = None) -> dict[str, Path]:
         """A row's detector as files for stock mmdet (see `scale.export`): config, weights, card.
@@ -281,7 +292,7 @@ class Study:
         return lines
 
     def try_steps(self) -> pd.DataFrame:
-        """Three steps of every row with the first seed, see `trying.try_steps`; nothing is kept."""
+        """Five steps of every row with the first seed, see `trying.try_steps`; nothing is kept."""
         first = {run.row: run for run in reversed(self.runs()) if run.trains}
         return try_steps(reversed(first.values()), self._store({}))
 

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from mmengine.config import Config
@@ -21,12 +22,12 @@ from amdlib.runs.store import Store
 from amdlib.scale.dryrun import GIB, PeakMemory
 from amdlib.words import log, minutes
 
-STEPS = 3       # the first, which is slower, is not counted
+STEPS = 5       # the first, which is slower, is not counted
 COLUMNS = ('row', 's a step', 'steps', 'minutes a seed', 'memory, GiB', 'problem')
 
 
 def try_steps(runs: Iterable[Run], store: Store) -> pd.DataFrame:
-    """Train each run for three steps from random weights, students with a random teacher: nothing is fetched or kept.
+    """Train each run for five steps from random weights, students with a random teacher: nothing is fetched or kept.
 
     Returns: a line a run: seconds a step, how many it makes, minutes of these alone (neither start nor evaluation), and
     the most memory: of the GPU, or where there is none of the process.
@@ -68,7 +69,7 @@ def _try(run: Run, store: Store, steps: int) -> dict[str, Any]:
             return {'problem': f'{type(error).__name__}: {error}'.splitlines()[0]}
     if len(watch.ends_s) < 2:
         return {'problem': 'it makes a single step'}
-    s_per_step = (watch.ends_s[-1] - watch.ends_s[0]) / (len(watch.ends_s) - 1)
+    s_per_step = float(np.median(np.diff(watch.ends_s)))
     peak = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else memory.peak_bytes
     return {'s a step': f'{s_per_step:.2f}', 'steps': str(steps), 'minutes a seed': minutes(s_per_step * steps),
             'memory, GiB': f'{peak / GIB:.1f}'}
@@ -76,6 +77,7 @@ def _try(run: Run, store: Store, steps: int) -> dict[str, Any]:
 
 def _unfetched(cfg: Config) -> Config:
     """The same without first weights from elsewhere, under a name of its own, as mmengine wants it."""
+    cfg.pop('inherit', None)
     for detector in [cfg.model, cfg.model.get('student'), cfg.model.get('teacher')]:
         if detector is not None:
             detector.pop('init_cfg', None)

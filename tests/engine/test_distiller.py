@@ -623,8 +623,9 @@ def test_a_compiled_teacher_has_the_same_features(config_of):
 # ---- a GPU that is not there ------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize(('method', 'options'), [
-    ('fitnet', {}), ('fkd', {}), ('fgd', {}), ('mgd', {}), ('amd', {}), ('amd', {'spatial': 'random'}),
-    ('amd', {'channel': 'none'}), ('amd', {'generation': 'mbconv'}), ('amd', {'channel_position': 'within'})])
+    ('fitnet', {}), ('fkd', {}), ('fgd', {}), ('mgd', {}), ('cwd', {}), ('defeat', {}), ('amd', {}),
+    ('amd', {'spatial': 'random'}), ('amd', {'channel': 'none'}), ('amd', {'generation': 'mbconv'}),
+    ('amd', {'channel_position': 'within'})])
 def test_no_tensor_of_a_loss_stays_on_the_cpu(method, options):
     """torch follows devices and shapes without computing anything; a tensor on another device would be an error."""
     with FakeTensorMode(allow_non_fake_inputs=False):

@@ -1,10 +1,12 @@
 """step.py: what a method that looks at a whole step is shown, of every pair; what is not asked for is not computed."""
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
 from mmdet.registry import MODELS
 from mmdet.structures.bbox import bbox2roi
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from amdlib.engine.step import dense_head, first_stage, offers
 from amdlib.engine.taps import tap
@@ -229,6 +231,18 @@ def test_the_teachers_proposals_and_features_of_boxes(probe, shown):
         assert torch.equal(step.roi_features(side, proposals), expected)
         assert step.roi_features(side, proposals, 10).shape[2:] == (10, 10)
     assert step.roi_features('student', proposals).requires_grad
+
+
+# ---- a GPU that is not there ------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(('method', 'options'), [('pkd', {}), ('fgfi', {'off_steps': 0})])
+def test_no_tensor_of_a_loss_stays_on_the_cpu(method, options):
+    with FakeTensorMode(allow_non_fake_inputs=False):
+        with torch.device('cuda'):
+            loss = methods.find_method(method)([(16, 32)], **options)
+            f_s, f_t, boxes = torch.rand(2, 16, 8, 10), torch.rand(2, 32, 8, 10), [torch.rand(3, 4)] * 2
+            step = SimpleNamespace(f_s=[f_s], f_t=[f_t], levels=[0], boxes=boxes, anchors=[torch.rand(8 * 10 * 3, 4)])
+        assert loss(step)['fpn_0'].device.type == 'cuda'
 
 
 # ---- what is not asked for --------------------------------------------------------------------------------------

@@ -247,7 +247,7 @@ def test_some_lines_of_the_zoo(amdlib, table1, folder):
 def test_every_stored_notebook_is_executed_here():
     """By `everything`, by `table6`, the experiment by the sweep, the others by themselves."""
     here = {target.notebook for target in [*OF_GROUP, TARGETS['table6'], TARGETS['zoo']]}
-    assert here | {'experiment', '00_start', 'your_own_loss'} == {path.stem for path in STORED}
+    assert here | {'experiment', '00_start', 'your_own_detector', 'your_own_loss'} == {path.stem for path in STORED}
 
 
 def test_the_report_holds_what_was_made(amdlib, everything, table6, folder):

@@ -12,7 +12,7 @@ from amdlib.runs.notebooks import NOTEBOOKS
 from amdlib.runs.targets import TARGETS, Given
 
 STORED = sorted(NOTEBOOKS.glob('*.ipynb'))
-TO_START = {'experiment', '00_start', 'your_own_loss'}     # no targets of `reproduce`
+TO_START = {'experiment', '00_start', 'your_own_detector', 'your_own_loss'}     # no targets of `reproduce`
 every_notebook = pytest.mark.parametrize('path', STORED, ids=lambda path: path.stem)
 
 

@@ -163,7 +163,18 @@ def test_a_path_is_taken_from_where_one_stands(mine, tmp_path, monkeypatch):
     assert row.reference == f'retinanet-{mine}'
 
 
-@pytest.mark.parametrize('reference', ['retinanet-adm', 'amd', 'retina-amd', ''])
+@pytest.mark.parametrize('name', methods.names())
+def test_every_method_has_a_control_with_another_pictures_features(name):
+    for group in (group for group in GROUPS.values() if not cannot(group, name)):
+        full, control = ROWS[f'{group.name}-{name}'], find_row(f'{group.name}-{name}-shuffled')
+        assert control.shuffled
+        assert (control.method, control.options, control.kind) == (full.method, full.options, 'method')
+        assert find_row(control.reference) == control
+        assert (control.id in ROWS) == (name == 'amd')
+
+
+@pytest.mark.parametrize('reference', [
+    'retinanet-adm-shuffled', 'retinanet-baseline-shuffled', 'retinanet-adm', 'amd', 'retina-amd', ''])
 def test_an_unknown_row_is_refused_with_those_there_are(reference):
     with pytest.raises(SettingError) as told:
         find_row(reference)

@@ -195,7 +195,7 @@ def test_switches_are_compared_with_none_on_the_same_device(store):
 def test_a_full_gpu_is_told_in_the_row(store, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB\nmore')
-    monkeypatch.setattr(cost, '_trainable', full)
+    monkeypatch.setattr(cost, 'trainable', full)
     measure([find_row('retinanet-amd')], store, on_cpu=True)
     line = table([find_row('retinanet-amd')], store).iloc[0]
     assert math.isnan(line.s_per_step)

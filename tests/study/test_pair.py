@@ -17,7 +17,7 @@ def test_maps_are_paired_by_stride_and_what_is_inherited_is_counted(home):
     assert found.group.places == tuple((i, i) for i in range(5))
     assert found.group.published_weights == 'retinanet'
     told = found.describe()
-    assert 'GFL ResNet-18 <- GFL ResNet-18' in told
+    assert 'GFL ResNet-18 (small) <- GFL ResNet-18 (large)' in told
     assert 'both normalise alike' in told
     assert 'no weights are given, so it is trained here first' in told
     assert int(re.search(r'(\d+) tensors of neck and bbox_head', told)[1]) > 20

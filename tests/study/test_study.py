@@ -86,9 +86,17 @@ def test_classes_in_every_head_and_none_in_the_backbone(run_of, dataset):
 def test_transforms_within_transforms_are_resized(run_of, dataset):
     cfg = config(run_of('mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py', size=1333 // 2), dataset)
     choice = next(step for step in cfg.train_dataloader.dataset.pipeline if step.type == 'RandomChoice')
-    assert choice.transforms[0][0].scales[0] == (240, 666)
+    assert choice.transforms[0][0].scales[0] == (400, 666)
     assert cfg.optim_wrapper.clip_grad == dict(max_norm=0.1, norm_type=2)
     assert cfg.param_scheduler[0].milestones == [24]
+
+
+def test_a_size_is_the_longer_side_of_pictures_of_any_proportion(run_of, dataset):
+    cfg = config(run_of('mmdet::gfl/gfl_r50_fpn_1x_coco.py', size=320), dataset)     # 1333 x 800
+    for loader in (cfg.train_dataloader, cfg.test_dataloader):
+        assert next(step for step in loader.dataset.pipeline if step.type == 'Resize').scale == (320, 320)
+    whole = config(run_of('mmdet::gfl/gfl_r50_fpn_1x_coco.py', size=None), dataset)
+    assert next(step for step in whole.test_dataloader.dataset.pipeline if step.type == 'Resize').scale == (1333, 800)
 
 
 def test_a_schedule_that_knows_no_epochs_is_refused(home, asked):
@@ -103,6 +111,8 @@ def test_what_is_changed_is_told_and_nothing_else(asked):
     told = Study.of(asked()).describe()
     assert 'model.bbox_head.num_classes: 80 -> ' in told
     assert 'train_cfg.max_epochs: 12 -> 1' in told
+    assert 'test_evaluator: CocoMetric -> CocoNumbers' in told
+    assert told.count('test_evaluator') == 1
     for kept in ('optim_wrapper', 'neck', 'loss_cls', 'nms'):
         assert kept not in told.partition('changed')[2]
 
@@ -213,6 +223,19 @@ def test_a_study_ends_with_a_table_and_plain_checkpoints(finished):
     assert 'home' not in json.dumps(record['config'])
 
 
+def test_what_was_told_while_it_trained_stands_below_the_table(finished):
+    _, study = finished
+    file = study._store({}).run_folder(study.runs()[-1]) / 'record.json'
+    text = file.read_text()
+    record = json.loads(text)
+    record['bed']['warnings'] = ['distillation is 12.8 times the detection loss (median of steps 1 to 50)']
+    file.write_text(json.dumps(record))
+    assert study.warnings() == ['warning, Own: distillation is 12.8 times the detection loss (median of steps 1 to 50) '
+                                '[seed 0]']
+    assert '- warning, Own: distillation is 12.8' in study.write().read_text()
+    file.write_text(text)
+
+
 def test_a_picture_is_looked_at(finished, tmp_path):
     _, study = finished
     picture = next(study.store.dataset.test_images.iterdir())
@@ -292,3 +315,13 @@ def test_a_given_teacher_of_other_classes_is_used_and_not_evaluated(finished, as
     assert record['steps'] == 0
     assert given.status()[0].endswith('done  – mAP')
     assert adapt.plain_pictures(config(teacher, given.store.dataset), given.store.dataset).indices == adapt.MEASURED
+
+
+def test_a_table_of_the_papers_is_tried_like_a_study(store, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr('amdlib.cli.arguments.store', lambda _: store)
+    monkeypatch.setattr('amdlib.runs.run.find_profile', lambda _: store.profile)
+    assert main(['check', 'table1', '--group', 'retinanet']) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith('| retinanet-')]
+    assert [line.split()[1] for line in lines] == [f'retinanet-{name}' for name in (
+        'teacher', 'baseline', 'inherit', 'fkd', 'fgd', 'mgd', 'amd')]
+    assert not list(store.folder.glob('runs/*'))
