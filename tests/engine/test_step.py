@@ -8,6 +8,7 @@ from mmdet.registry import MODELS
 from mmdet.structures.bbox import bbox2roi
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from amdlib import methods
 from amdlib.engine.step import dense_head, first_stage, offers
 from amdlib.engine.taps import tap
 from amdlib.paper.pairs import GROUPS
@@ -235,14 +236,18 @@ def test_the_teachers_proposals_and_features_of_boxes(probe, shown):
 
 # ---- a GPU that is not there ------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize(('method', 'options'), [('pkd', {}), ('fgfi', {'off_steps': 0})])
+@pytest.mark.parametrize(('method', 'options'), [('pkd', {}), ('fgfi', {'off_steps': 0}), ('frs', {}), ('kd', {}),
+                                                 ('dist', {})])
 def test_no_tensor_of_a_loss_stays_on_the_cpu(method, options):
     with FakeTensorMode(allow_non_fake_inputs=False):
         with torch.device('cuda'):
             loss = methods.find_method(method)([(16, 32)], **options)
             f_s, f_t, boxes = torch.rand(2, 16, 8, 10), torch.rand(2, 32, 8, 10), [torch.rand(3, 4)] * 2
-            step = SimpleNamespace(f_s=[f_s], f_t=[f_t], levels=[0], boxes=boxes, anchors=[torch.rand(8 * 10 * 3, 4)])
-        assert loss(step)['fpn_0'].device.type == 'cuda'
+            step = SimpleNamespace(f_s=[f_s], f_t=[f_t], levels=[0], boxes=boxes, anchors=[torch.rand(8 * 10 * 3, 4)],
+                                   strides=[8], has={'heads'}, teacher_head=SimpleNamespace(
+                                       cls_out_channels=4, prior_generator=SimpleNamespace(strides=[(8, 8)])),
+                                   **{side: ([torch.rand(2, 3 * 4, 8, 10)],) for side in ('heads_s', 'heads_t')})
+        assert {term.device.type for term in loss(step).values()} == {'cuda'}
 
 
 # ---- what is not asked for --------------------------------------------------------------------------------------
