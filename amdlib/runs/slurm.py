@@ -166,8 +166,8 @@ def ask(jobs: Iterable[str]) -> dict[str, tuple[str, str]]:
         if 'Invalid job id' in str(error):      # Slurm forgets what has ended
             return {}
         raise
-    found = {job: (state, reason) for line in lines.splitlines() for job, state, reason in [line.split('|', 2)]}
-    return {job: said for job, said in found.items() if job in jobs}
+    found = (line.split('|', 2) for line in lines.splitlines() if line.count('|') > 1)
+    return {job: (state, reason) for job, state, reason in found if job in jobs}
 
 
 def states(found: Mapping[Run, State], store: Store) -> dict[Run, State]:
@@ -195,7 +195,7 @@ def _seen(found: State, claim: Mapping[str, str], said: tuple[str, str] | None, 
     if state == 'PENDING':
         begun = told.get('phase') not in (None, 'done', 'failed') and told['updated'] >= claim.get('submitted', '')
         at = f'after step {told["step"]} of {told["steps"]}, ' if begun and told['phase'] != 'start' else ''
-        return State('requeued' if begun else 'waiting', f'{at}{entry}: {reason}')
+        return State('requeued' if begun else 'waiting', f'{at}{entry}{f": {reason}" if reason != "None" else ""}')
     if found.name != 'running':
         return State('running', f'{entry} is {state.lower()}, no step yet')
     return State('running', f'{found.why}, {minutes(told["left_s"])} left' if told.get('left_s') else found.why)

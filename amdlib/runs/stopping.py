@@ -23,7 +23,6 @@ from amdlib.runs.signals import ASKED, is_heard, listen
 
 FOLDER = 'stopped'      # in mmengine's folder: the checkpoint, and where it was made
 TOLD = 'stopped.json'
-LOOK_EVERY = 10         # steps, where several processes must agree
 
 
 def begin(folder: Path) -> None:
@@ -86,7 +85,7 @@ class StopHook(Hook):
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None) -> None:
         if batch_idx + 1 == len(runner.train_dataloader):
             return      # the epoch's own checkpoint is about to be saved
-        if self._is_asked(runner.iter + 1):
+        if self._is_asked():
             self._save(runner)
             self._stop(runner.iter + 1, runner.max_iters)
 
@@ -102,12 +101,8 @@ class StopHook(Hook):
         if self._processes:     # the hook of whole checkpoints has those of the last epoch
             checkpoint['processes'] = self._processes
 
-    def _is_asked(self, step: int = 0) -> bool:
-        """Whether it is asked for; where several processes train, all say the same, at every LOOK_EVERY-th step."""
-        if get_world_size() == 1:
-            return self.file.exists()
-        if step % LOOK_EVERY:
-            return False
+    def _is_asked(self) -> bool:
+        """Whether it is asked for; where several processes train, what the first one sees counts for all."""
         asked = torch.tensor([int(self.file.exists())])
         broadcast(asked)
         return bool(asked)
