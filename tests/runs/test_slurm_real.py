@@ -83,7 +83,7 @@ def test_a_study_comes_back_as_the_local_pool_makes_it(cluster, store, narrow, t
 
 
 def test_an_entry_before_its_limit_is_queued_again_and_goes_on(cluster, store, narrow, tmp_path):
-    """Slurm's own signal, 30 s before the limit of a minute and two; a cancelled entry is not queued again."""
+    """It gets the signal that `--signal=B:USR1@180` asks for; a cancelled entry is not queued again."""
     store = on_cpu(replace(store, profile=narrow))
     limited, cancelled = (run_of('baseline', narrow, seed, epochs=60) for seed in (0, 1))
     slurm.submit([limited, cancelled], store, 'long')
