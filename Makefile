@@ -139,7 +139,7 @@ reproduce-%: $(SETUP) always
 	@$(AMDLIB) $(DO) $* $(HOW) $(QUEUE)
 
 reproduce-all: $(SETUP)  ## every table and figure: train what is missing, execute every notebook, then the report
-	@$(if $(value ON),$(AMDLIB) batch all $(HOW) $(QUEUE); exit;) code=0; $(AMDLIB) reproduce all $(HOW) || code=$$?; $(AMDLIB) report $(WHERE); exit $$code
+	@$(if $(value ON)$(value SLURM),$(AMDLIB) batch all $(HOW) $(QUEUE),code=0; $(AMDLIB) reproduce all $(HOW) || code=$$?; $(AMDLIB) report $(WHERE); exit $$code)
 
 sweep-phi: reproduce-fig4  ## the same as reproduce-fig4, for the values VALUES
 

@@ -62,7 +62,7 @@ def jobs(given: Words) -> None:
 
 @command(arg('targets', nargs='+', help='as for reproduce'), *OF_TARGETS, *MEANS, JOBS, FORCE,
          arg('--on', choices=('slurm',), default='slurm', help='the scheduler; default: slurm'),
-         arg('--slurm', default='', metavar='OPTIONS', help="sbatch's own, such as '--partition=gpu --time=4:00:00'"),
+         arg('--slurm', default='', metavar='OPTIONS', help="sbatch's own, with =: --slurm='--partition=gpu --time=4:00:00'"),
          arg('--script-only', action='store_true', help='write the script and do not submit it'))
 def batch(given: Words) -> None:
     """Hand the runs that targets lack to Slurm as one job array, an entry a run, teachers first."""

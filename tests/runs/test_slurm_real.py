@@ -121,3 +121,13 @@ def test_entries_live_on_without_their_controller(cluster, store, narrow, tmp_pa
     cluster.start_controller()
     cluster.wait_for(ended(cluster, [run], store), 120)
     assert slurm.states({run: store.state(run)}, store)[run].name == 'done'
+
+
+def test_slurm_itself_tells_an_entry_of_its_limit(cluster, store, narrow):
+    store = on_cpu(replace(store, profile=narrow))
+    run = run_of('baseline', narrow, 3, epochs=2000)
+    slurm.submit([run], store, 'limited', '--time=1 --signal=B:USR1@15')     # Slurm may be a minute early, or late
+    folder = store.run_folder(run)
+    cluster.wait_for(lambda: read_progress(folder).get('phase') == 'stopped', 180)
+    assert slurm.states({run: store.state(run)}, store)[run].name == 'requeued'
+    assert 'is queued again' in (folder / 'console.log').read_text()
