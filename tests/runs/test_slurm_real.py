@@ -129,5 +129,5 @@ def test_slurm_itself_tells_an_entry_of_its_limit(cluster, store, narrow):
     slurm.submit([run], store, 'limited', '--time=1 --signal=B:USR1@15')     # Slurm may be a minute early, or late
     folder = store.run_folder(run)
     cluster.wait_for(lambda: read_progress(folder).get('phase') == 'stopped', 180)
-    assert slurm.states({run: store.state(run)}, store)[run].name == 'requeued'
+    cluster.wait_for(lambda: slurm.states({run: store.state(run)}, store)[run].name == 'requeued', 30)
     assert 'is queued again' in (folder / 'console.log').read_text()
