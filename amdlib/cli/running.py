@@ -62,14 +62,15 @@ def jobs(given: Words) -> None:
 
 @command(arg('targets', nargs='+', help='as for reproduce'), *OF_TARGETS, *MEANS, JOBS, FORCE,
          arg('--on', choices=('slurm',), default='slurm', help='the scheduler; default: slurm'),
-         arg('--slurm', default='', metavar='OPTIONS', help="sbatch's own, with =: --slurm='--partition=gpu --time=4:00:00'"),
+         arg('--slurm', default='', metavar='OPTIONS',
+             help="sbatch's own, with an equals sign: --slurm='--partition=gpu --time=4:00:00'"),
          arg('--script-only', action='store_true', help='write the script and do not submit it'))
 def batch(given: Words) -> None:
     """Hand the runs that targets lack to Slurm as one job array, an entry a run, teachers first."""
     from amdlib.runs.slurm import submit
     if given.force:
-        raise SettingError('--force: an entry that is queued again would begin anew each time; expected the runs\' '
-                           'folders to be removed instead')
+        raise SettingError('--force: an entry that is queued again would begin anew each time; expected the folders of '
+                           'the runs to be removed instead')
     store, name = read.store(given), '-'.join(given.targets)
     file = submit(_runs(given, store), store, name, given.slurm, not given.script_only)
     if file and given.script_only:

@@ -48,7 +48,7 @@ def gather(others: Iterable[Path], store: Store, jobs: int = 1) -> list[Run]:
             known = made.setdefault(one.run.id, one)
             if known is one:
                 new.append(one)
-            elif any(known.record[field] != one.record[field] for field in ('weights_sha256', 'numbers')):
+            elif any(known.record.get(field) != one.record.get(field) for field in ('numbers', 'detections_sha256')):
                 problems.append(f'{one.run.id}: made twice with different digits, in {known.where} '
                                 f'({told_machine(known.record)}) and {one.where} ({told_machine(one.record)})')
         if new:
