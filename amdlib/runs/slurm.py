@@ -193,7 +193,8 @@ def _seen(found: State, claim: Mapping[str, str], said: tuple[str, str] | None, 
         return State('failed', why + _last_lines(folder))
     state, reason = said
     if state == 'PENDING':
-        begun = told.get('phase') not in (None, 'done', 'failed') and told['updated'] >= claim.get('submitted', '')
+        since = str(told.get('updated', '')) >= str(claim.get('submitted', ''))     # not what an earlier entry left
+        begun = since and told.get('phase') in ('start', 'train', 'test', 'stopped')
         at = f'after step {told["step"]} of {told["steps"]}, ' if begun and told['phase'] != 'start' else ''
         return State('requeued' if begun else 'waiting', f'{at}{entry}{f": {reason}" if reason != "None" else ""}')
     if found.name != 'running':

@@ -110,7 +110,9 @@ class StopHook(Hook):
     def _save(self, runner: Runner) -> None:
         folder, name = self.folder / FOLDER, f'epoch_{runner.epoch}.pth'
         folder.mkdir(parents=True, exist_ok=True)
-        self._processes = gather_object(checkpoints.process_state(runner))
+        buffers = {name: buffer.cpu() for name, buffer in checkpoints.plain_model(runner).named_buffers()}
+        # each process has statistics of its own until an epoch ends; the checkpoint itself holds the first one's
+        self._processes = gather_object({**checkpoints.process_state(runner), 'buffers': buffers})
         runner.save_checkpoint(str(folder), name, by_epoch=False)
         if is_main_process():
             for older in folder.glob('epoch_*.pth'):
@@ -128,7 +130,7 @@ def _rest_of_epoch(runner: Runner, seen: int, state: dict) -> None:
     """mmengine's epoch without its first `seen` batches, which are read and not trained on.
 
     Args:
-        state: of this process, as of `checkpoints.process_state`.
+        state: of this process, as of `checkpoints.process_state`, and its `buffers`.
     """
     loop = runner.train_loop
     del loop.run_epoch      # the epochs that follow are whole
@@ -138,6 +140,8 @@ def _rest_of_epoch(runner: Runner, seen: int, state: dict) -> None:
     for _ in range(seen):
         next(batches)
     checkpoints.restore_process(runner, state)      # as if they had been trained on
+    for name, buffer in checkpoints.plain_model(runner).named_buffers():
+        buffer.copy_(state['buffers'][name])
     for number, batch in batches:
         loop.run_iter(number, batch)
     runner.call_hook('after_train_epoch')

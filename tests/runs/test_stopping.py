@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from amdlib.datasets import ShapesSpec, prepare
 from amdlib.engine.runner import ProgressHook
 from amdlib.errors import RunError, Stopped
 from amdlib.files import ROOT, read_json, write_json
@@ -146,24 +147,31 @@ def test_a_failure_is_none_although_an_earlier_life_was_stopped(store, profile, 
 
 
 @pytest.mark.slurm
-def test_several_processes_stop_together_and_go_on_bit_for_bit(store, profile, tmp_path, monkeypatch):
-    """As the parent is told; gloo on the CPU."""
+@pytest.mark.parametrize('tell', [lambda process: process.send_signal(signal.SIGUSR1),      # as before a time limit
+                                  lambda process: os.killpg(process.pid, signal.SIGTERM)],  # as Slurm preempts
+                         ids=['the first', 'all'])
+def test_several_processes_stop_together_and_go_on_bit_for_bit(store, profile, tmp_path, monkeypatch, tell):
+    """Whether the first process is told alone or torchrun and all others too; gloo on the CPU."""
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')
-    run = Run.of('retinanet-baseline', replace(profile, batch_size=1, epochs={'student': 8}), 0, {'gpus': 2})
+    data = prepare('shapes', cache=tmp_path / 'data', shapes=ShapesSpec(train_images=80, test_images=4, val_images=3))
+    store = replace(store, dataset=data)    # 20 steps an epoch
+    run = Run.of('retinanet-baseline', replace(profile, epochs={'student': 2}), 0, {'gpus': 2})
     expected = train(run, store, work_dir=tmp_path / 'whole')
     command = jobs.write(jobs.of_run(run, store.with_means(device='cpu'), False), store.run_folder(run))
     folder = store.run_folder(run)
     process = subprocess.Popen([*command, '--queued'], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                               text=True, env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'})
+                               text=True, env={**os.environ, 'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': '1'},
+                               start_new_session=True)
     while process.poll() is None and read_progress(folder).get('phase') != 'train':
         time.sleep(0.02)
     while process.poll() is None and read_progress(folder)['step'] < AN_EPOCH:
         time.sleep(0.02)
-    process.send_signal(signal.SIGUSR1)
+    tell(process)
     said = process.communicate(timeout=120)[0]
     assert process.returncode == os.EX_TEMPFAIL, said
     at = read_progress(folder)
-    assert (at['phase'], at['steps']) == ('stopped', 32)
+    assert (at['phase'], at['steps']) == ('stopped', 40)
+    assert at['step'] % 20      # in the midst of an epoch
     record = train(run, store, resume=True)
     assert record['resumed_from'] == [at['step']]
     assert equal(state_dict(folder), state_dict(tmp_path / 'whole'))
