@@ -29,6 +29,8 @@ AMDLIB  := $(PY) -m amdlib
 #? VALUES of the threshold phi, for reproduce-fig4; default: "0.5 0.7 0.9 1.0 1.1 1.3 1.5"
 #? DEVICE cpu, cuda or cuda:N; default: a GPU where there is one
 #? JOBS runs at once; default: one a GPU, or one a core (four at most) without a GPU
+#? ON slurm: hand missing runs to it instead of training here; for status: ask its queue too (docs/cluster.md)
+#? SLURM options of sbatch, for ON=slurm, such as "--partition=gpu --gres=gpu:8 --time=48:00:00"
 #? FORCE 1 trains again what is done
 #? WEIGHTS folder with published weights (teachers, ImageNet backbones), for PROFILE=paper
 #? MIRRORS addresses or folders to look for published weights before their home
@@ -50,7 +52,7 @@ AMDLIB  := $(PY) -m amdlib
 #? CPU 1 asks for an environment without GPU packages: there is none yet, so it says why and changes nothing
 #? PUBLIC folder of the public code, for make goldens (see tests/goldens/)
 KNOWN := PROFILE DATA SPLIT SPLIT_SEED NEGATIVES DROP_BROKEN LAYOUT GROUP SEEDS SETTINGS METHOD ARM CONTROLS CALIBRATED \
-         TEACHERS METHODS VALUES DEVICE JOBS FORCE WEIGHTS MIRRORS SKIP_TEACHER_CHECK WORKERS TENSORBOARD NAME LAB RUN \
+         TEACHERS METHODS VALUES DEVICE JOBS ON SLURM FORCE WEIGHTS MIRRORS SKIP_TEACHER_CHECK WORKERS TENSORBOARD NAME LAB RUN \
          ONNX MEASURE SWITCHES FIG A B COMMIT PYTHON VENV CPU PUBLIC
 
 # some login shells set a CPU of their own
@@ -89,11 +91,14 @@ MEANS     = $(call opt,DEVICE,--device) $(call opt,JOBS,--jobs) $(PUBLISHED) $(c
             $(call flag,TENSORBOARD,--tensorboard) $(call flag,SKIP_TEACHER_CHECK,--skip-teacher-check)
 HOW       = $(WHERE) $(ASKED) $(MEANS) $(call flag,FORCE,--force)
 
+QUEUE     = $(call opt,ON,--on) $(call opt,SLURM,--slurm)
+DO        = $(if $(value ON)$(value SLURM),batch,reproduce)
+
 # tests on up to four cores, a file each
 SPREAD   := -n auto --maxprocesses 4 --dist loadfile
 
 .PHONY: help setup doctor list values data reproduce-all sweep-phi status bed calibrate plan compare verify keep teachers backbone weights \
-        demo notebook report publish why explore lab export paper-dryrun cost bench families attest test test-fast test-browser torture lint goldens lock clean always
+        demo notebook report publish why explore lab export paper-dryrun cost bench families attest test test-fast test-browser test-slurm torture lint goldens lock clean always
 
 help:  ## this text
 	@echo 'The AMD kit: rerun "AMD: Adaptive Masked Distillation for Object Detection" (arXiv 2301.13538)'
@@ -132,15 +137,15 @@ data: $(SETUP)  ## prepare and check the data set of PROFILE
 #: reproduce-fig4 Fig. 4, mAP and mAR over phi (RepPoints, or GROUP), one executed notebook a value
 #: reproduce-significance the comparisons that were planned, judged on the runs that are there; what seeds could show at all
 reproduce-%: $(SETUP) always
-	@$(AMDLIB) reproduce $* $(HOW)
+	@$(AMDLIB) $(DO) $* $(HOW) $(QUEUE)
 
 reproduce-all: $(SETUP)  ## every table and figure: train what is missing, execute every notebook, then the report
-	@code=0; $(AMDLIB) reproduce all $(HOW) || code=$$?; $(AMDLIB) report $(WHERE); exit $$code
+	@$(if $(value ON)$(value SLURM),$(AMDLIB) batch all $(HOW) $(QUEUE),code=0; $(AMDLIB) reproduce all $(HOW) || code=$$?; $(AMDLIB) report $(WHERE); exit $$code)
 
 sweep-phi: reproduce-fig4  ## the same as reproduce-fig4, for the values VALUES
 
 status: $(SETUP)  ## which runs are done, running, failed, stale or missing, and why
-	@$(AMDLIB) status $(WHERE) $(ASKED)
+	@$(AMDLIB) status $(WHERE) $(ASKED) $(call opt,ON,--on)
 
 bed: $(SETUP)  ## whether the test bed can tell methods apart: what must hold, spread over seeds, clipping, masks (bed.md)
 	@$(AMDLIB) bed $(WHERE) $(call opt,GROUP,--group) $(SET) --write
@@ -209,13 +214,16 @@ attest: $(SETUP)  ## prove that edited code gives the digits of the old, so that
 	@$(AMDLIB) attest -- $(call plain,COMMIT)
 
 test: $(SETUP)  ## all tests but the browser's (needs neither network nor GPU)
-	$(PY) -m pytest $(SPREAD) -m 'not browser'
+	$(PY) -m pytest $(SPREAD) -m 'not browser and not slurm'
 
 test-fast: $(SETUP)  ## the tests that take seconds
-	$(PY) -m pytest $(SPREAD) -m 'not slow and not browser'
+	$(PY) -m pytest $(SPREAD) -m 'not slow and not browser and not slurm'
 
 test-browser: $(SETUP)  ## what a browser does with the pages that the kit writes (needs chromium)
 	$(PY) -m pytest -m browser
+
+test-slurm: $(SETUP)  ## runs through a Slurm of this machine, and what else only a scheduler does (needs ../shared/cluster)
+	$(PY) -m pytest -n 0 -m slurm
 
 torture: $(SETUP)  ## kill a training run before and after every change that it makes to a file; each must end with the same bits (hours; JOBS)
 	$(PY) -m tests.torture.run $(call opt,JOBS,--jobs)

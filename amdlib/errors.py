@@ -35,3 +35,7 @@ class WeightsError(KitError, ValueError):
 
 class RunError(KitError, RuntimeError):
     """Runs or notebooks that cannot start, failed or have no valid record; the message names each with the reason."""
+
+
+class Stopped(RunError):
+    """A scheduler asked a run to stop; it left a whole checkpoint and goes on when it is started again."""

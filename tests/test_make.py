@@ -123,6 +123,16 @@ def test_every_variable_is_passed_on(target, wanted):
         assert given.skip_teacher_check
 
 
+def test_on_slurm_hands_in_what_would_be_trained():
+    options = '--partition=gpu --time=4:00:00'
+    for target, wanted in (('reproduce-table1', ['table1']), ('reproduce-all', ['all']), ('sweep-phi', ['fig4'])):
+        given = parsed(target, *ASKED, *HOW, 'ON=slurm', f'SLURM={options}')
+        assert (given.command, given.targets, given.on, given.slurm) == ('batch', wanted, 'slurm', options)
+        assert (given.jobs, given.weights, settings(given)['epochs']) == (3, 'a folder', 2)
+    assert parsed('reproduce-table1', 'SLURM=-p gpu').command == 'batch'     # nobody gives that and trains here
+    assert parsed('status', 'ON=slurm').on == 'slurm'
+
+
 HOSTILE = ["a'b", '"; touch harm; "', '`touch harm`', '$(touch harm)', '$(shell touch harm)', '$HOME', 'a;touch harm',
            "'; touch harm; '", 'a\\', '-x', '--force', '#a', 'a, b', '(c)', '$$', '%', '*', '~', '!!', '|touch harm',
            '> harm', 'a ', '{1..3}', '$(error harm)']

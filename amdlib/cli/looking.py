@@ -97,6 +97,16 @@ def compare(given: Words) -> None:
     SCREEN.say(compare_folders(given.first, given.second, read.store(given)))
 
 
+@command(arg('others', type=Path, nargs='+', metavar='RESULTS', help='results folders, such as of other machines'),
+         *WHERE, JOBS)
+def gather(given: Words) -> None:
+    """Take what other results folders have made into this one, verified, and no mixture of settings, data, code,
+    teachers or, within a seed, machines."""
+    from amdlib.runs.device import default_jobs
+    from amdlib.show.gather import gather
+    gather(given.others, read.store(given), given.jobs or default_jobs('cpu'))
+
+
 @command(arg('photos', nargs='*', type=Path, metavar='PHOTO', help='pictures of your own; default: 20 test images'),
          *WHERE, GROUP,
          arg('--run', action='append', default=[], dest='runs', metavar='RUN',

@@ -15,6 +15,8 @@ from amdlib.terminal import SCREEN
 from amdlib.words import log, near
 
 if TYPE_CHECKING:
+    from amdlib.runs.run import Run
+    from amdlib.runs.store import Store
     from amdlib.runs.targets import Given, Target
 
 
@@ -46,7 +48,37 @@ def reproduce(given: Words) -> None:
     targets.reproduce(wanted, read.store(given), asked)
 
 
-@command(arg('targets', nargs='*', help='as for reproduce; default: all'), *OF_TARGETS)
+@command(arg('targets', nargs='*', help='as for reproduce; default: all'), *OF_TARGETS, *MEANS, JOBS,
+         arg('--json', action='store_true', help='as JSON, for another engine (docs/cluster.md)'))
+def jobs(given: Words) -> None:
+    """List the runs that targets lack, each with command, inputs, outputs, memory and hours, and write its job file."""
+    import json
+
+    from amdlib.runs.missing import missing, readable
+    store = read.store(given, sys.stderr)
+    entries = missing(_runs(given, store), store)
+    SCREEN.say(json.dumps([one.to_dict() for one in entries], indent=1) if given.json else readable(entries))
+
+
+@command(arg('targets', nargs='+', help='as for reproduce'), *OF_TARGETS, *MEANS, JOBS, FORCE,
+         arg('--on', choices=('slurm',), default='slurm', help='the scheduler; default: slurm'),
+         arg('--slurm', default='', metavar='OPTIONS',
+             help="sbatch's own, with an equals sign: --slurm='--partition=gpu --time=4:00:00'"),
+         arg('--script-only', action='store_true', help='write the script and do not submit it'))
+def batch(given: Words) -> None:
+    """Hand the runs that targets lack to Slurm as one job array, an entry a run, teachers first."""
+    from amdlib.runs.slurm import submit
+    if given.force:
+        raise SettingError('--force: an entry that is queued again would begin anew each time; expected the folders of '
+                           'the runs to be removed instead')
+    store, name = read.store(given), '-'.join(given.targets)
+    file = submit(_runs(given, store), store, name, given.slurm, not given.script_only)
+    if file and given.script_only:
+        SCREEN.say(f'submit it from {near(file.parent)}, as its head says')
+
+
+@command(arg('targets', nargs='*', help='as for reproduce; default: all'), *OF_TARGETS,
+         arg('--on', choices=('slurm',), help='ask its queue too: what waits, was queued again, or is lost'))
 def status(given: Words) -> None:
     """Say which runs are done, running, failed, stale or missing, and why; of targets, or of a study, a .toml file."""
     if [name.endswith('.toml') for name in given.targets] == [True]:
@@ -54,7 +86,14 @@ def status(given: Words) -> None:
     from amdlib.runs import targets
     given.targets = given.targets or ['all']
     wanted, asked = _asked(given)
-    targets.status(wanted, read.store(given), asked)
+    targets.status(wanted, read.store(given), asked, queued=given.on is not None)
+
+
+def _runs(given: Words, store: Store) -> list[Run]:
+    """Those of the targets."""
+    given.targets = given.targets or ['all']
+    wanted, asked = _asked(given)
+    return [run for target in wanted for run in target.runs(store, asked)]
 
 
 def _asked(given: Words) -> tuple[list[Target], Given]:

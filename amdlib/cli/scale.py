@@ -91,11 +91,14 @@ def attest(given: Words) -> None:
 
 
 @command(arg('file', type=Path), arg('--ends-with-stdin', action='store_true',
-                                     help='end where standard input ends, with the process that started this one'))
+                                     help='end where standard input ends, with the process that started this one'),
+         arg('--queued', action='store_true',
+             help='as an entry of a scheduler: the teacher must be there, SIGTERM and SIGUSR1 end it after a step with '
+                  'a whole checkpoint (status 75), and after SIGUSR1 Slurm queues it again'))
 def job(given: Words) -> None:
     """Do what a job file says; batches start their runs so."""
     from amdlib.runs.jobs import execute
-    execute(given.file, given.ends_with_stdin)
+    execute(given.file, given.ends_with_stdin, given.queued)
 
 
 @command(arg('folder', type=Path), arg('file', type=Path))

@@ -97,8 +97,10 @@ class Distiller(BaseModel):
         self.scales = [1.0] * len(self.levels) if scales is None else [float(scale) for scale in scales]
         if len(self.scales) != len(self.levels) or not all(0 < scale < float('inf') for scale in self.scales):
             raise ValueError(f'scales={scales!r}: expected a positive number for each of the levels {self.levels}')
-        self.needs = loss_class.NEEDS if looks_at_steps(loss_class) else None     # None: it looks at levels
-        if self.needs is not None and (why := loss_class.cannot(offers(student), offers(teacher))):
+        of_student = offers(student)
+        # what a method needs and is there: some ask for proposals or anchors; None: it looks at levels
+        self.needs = loss_class.NEEDS & of_student if looks_at_steps(loss_class) else None
+        if self.needs is not None and (why := loss_class.cannot(of_student, offers(teacher))):
             raise ValueError(f'{method}: {why}')
         keeps = kept and not (self.needs or frozenset()) & OF_TEACHERS_HEAD
         self.shuffled, self.kept = shuffled, KeptFeatures(kept, self.levels, shuffled) if keeps else None

@@ -5,7 +5,7 @@ The student's side is what its own loss pass computes, listened to; no part of i
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from amdlib.engine.distiller import Distiller
 
 OF_TEACHERS_HEAD = {'heads', 'proposals'}   # needs for which the teacher passes each step: kept are its features alone
-FINEST_SCALE_PX = 56                        # of RoIAlign where a detector has no box head of its own; mmdet's default
+FINEST_SCALE = 14       # of RoIAlign where a detector has no box head of its own, in its finest stride; mmdet's default
 
 
 def dense_head(detector: nn.Module) -> nn.Module | None:
@@ -102,7 +102,7 @@ class DetectorStep:
                  features_t: Callable[[], list[Tensor]]) -> None:
         self.distiller, self.inputs, self.samples, self.heard, self.tapped = distiller, inputs, samples, heard, f_s
         self.features_t = features_t
-        self.levels, self.strides = distiller.levels, distiller.strides
+        self.has, self.levels, self.strides = distiller.needs, distiller.levels, distiller.strides
         self.teacher_head = dense_head(distiller.teacher)
 
     # ---- ground truth, places
@@ -150,15 +150,29 @@ class DetectorStep:
     def heads_s(self) -> tuple[list[Tensor], ...]:
         return _widened(self.heard.heads)
 
-    @functools.cached_property
+    @property
     def heads_t(self) -> tuple[list[Tensor], ...]:
-        with torch.no_grad(), self.distiller.teacher_precision(self.inputs.device.type):
-            each = [self.teacher_head(maps) for maps in self._pictures(self._teacher[1])]
-        return _widened([[torch.cat(one) for one in zip(*levels, strict=True)] for levels in zip(*each, strict=True)])
+        return self._teachers_head[0]
 
     @functools.cached_property
     def inside_s(self) -> dict[str, list[Tensor]]:
-        return {name: [at_least_float32(one) for one in found] for name, found in self.heard.inside.items()}
+        return dict(zip(self.heard.inside, _widened(self.heard.inside.values()), strict=True))
+
+    @property
+    def inside_t(self) -> dict[str, list[Tensor]]:
+        return self._teachers_head[1]
+
+    @functools.cached_property
+    def _teachers_head(self) -> tuple[tuple[list[Tensor], ...], dict[str, list[Tensor]]]:
+        """One pass of the teacher's head: what it returns, and what is inside."""
+        each = []
+        with torch.no_grad(), self.distiller.teacher_precision(self.inputs.device.type):
+            for maps in self._pictures(self._teacher[1]):
+                with hear(self.distiller.teacher, {'heads'}) as heard:
+                    self.teacher_head(maps)
+                each.append(heard)
+        inside = _widened(_together([heard.inside.values() for heard in each]))
+        return _widened(_together([heard.heads for heard in each])), dict(zip(each[0].inside, inside, strict=True))
 
     @functools.cached_property
     def _teacher(self) -> tuple[list[Tensor], list[Tensor]]:
@@ -209,12 +223,19 @@ class DetectorStep:
 
     def roi_features(self, side: str, boxes: Sequence[Tensor], size: int = 7) -> Tensor:
         features = self.f_s if side == 'student' else self.f_t
-        student = self.distiller.student
-        finest = first_stage(student)[0].finest_scale if hasattr(student, 'roi_head') else FINEST_SCALE_PX
+        finest = FINEST_SCALE * self.strides[0]
+        if hasattr(self.distiller.student, 'roi_head'):
+            finest = first_stage(self.distiller.student)[0].finest_scale
         extract = SingleRoIExtractor(dict(type='RoIAlign', output_size=size, sampling_ratio=0), features[0].shape[1],
                                      self.strides, finest)
         return extract(features, bbox2roi([one[:, :4] for one in boxes]))
 
 
-def _widened(heads: Sequence[Sequence[Tensor]]) -> tuple[list[Tensor], ...]:
+def _widened(heads: Iterable[Sequence[Tensor]]) -> tuple[list[Tensor], ...]:
     return tuple([at_least_float32(level) for level in levels] for levels in heads)
+
+
+def _together(pictures: Sequence[Iterable[Sequence[Tensor]]]) -> Iterator[list[Tensor]]:
+    """What was computed picture by picture, each some lists of a tensor a level, as of one batch."""
+    for lists in zip(*pictures, strict=True):
+        yield [torch.cat(level) for level in zip(*lists, strict=True)]

@@ -28,6 +28,8 @@ class Step(Protocol):
     boxes, labels: of each image the ground truth, (n, 4) xyxy in pixels of the input, and (n,) classes.
     image_shapes: of each image (height, width) in pixels before padding.
     levels, strides: of each compared level its number, by which logs know it, and its stride in pixels.
+    has: of what the method needs, what these detectors have; below, what is not there is not to be asked for.
+    roi_features: see there.
 
     With 'anchors' among what a method needs:
     anchors: of each compared level (H * W * A, 4) xyxy in pixels of the input, position by position (row by row), the A
@@ -37,13 +39,13 @@ class Step(Protocol):
     heads_s, heads_t: what the dense head (a two-stage detector's RPN) returns for every level *that it has*: a tuple
         such as (scores, box deltas), each a list of (N, A * K, H, W) a level. Never divided. In training RepPoints'
         gives points where the teacher's, in eval mode, gives boxes: there only the scores, the first entry, are alike.
-    inside_s: what the parts of the student's dense head gave for each of its levels, by name (`cls_convs.2`).
+    inside_s, inside_t: what the parts of the dense head gave for each of its levels, by name (`cls_convs.2`).
     teacher_head: the teacher's dense head, frozen, in eval mode. A gradient passes through it, none goes into it.
 
     With 'proposals':
     proposals: of each image the boxes (n, 4) that the student's box head scores in its own loss pass.
     proposals_t: of each image those (n, 4) of the teacher's first stage, best first.
-    roi_scores, roi_features: see there.
+    roi_scores: see there.
     """
 
     f_s: list[Tensor]
@@ -53,10 +55,12 @@ class Step(Protocol):
     image_shapes: list[tuple[int, int]]
     levels: Sequence[int]
     strides: list[int]
+    has: frozenset[str]
     anchors: list[Tensor]
     heads_s: tuple[list[Tensor], ...]
     heads_t: tuple[list[Tensor], ...]
     inside_s: dict[str, list[Tensor]]
+    inside_t: dict[str, list[Tensor]]
     teacher_head: nn.Module
     proposals: list[Tensor]
     proposals_t: list[Tensor]
@@ -80,7 +84,8 @@ class StepLoss(nn.Module):
     teacher's) for each compared level, then options that all have a default. It declares `LABEL`, `WEIGHT_EXPONENTS`
     and `PUBLISHED` as a `LevelLoss` does, and
 
-    `NEEDS`: which of NEEDS it asks a step for, besides features; what is not named is not computed, and not there.
+    `NEEDS`: which of NEEDS it asks a step for, besides features; what is not named is not computed, and not there. A
+    method that can do without one of them overrides `cannot`, and asks `step.has`.
 
     `told` holds what a method has to say of its last call (0-d tensors by name, none with `loss` in it), for the log.
 

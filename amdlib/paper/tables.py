@@ -67,7 +67,8 @@ class Table:
 
 PHI = (0.5, 0.7, 0.9, 1.0, 1.1, 1.3, 1.5)   # ASSUMPTION phi's values: A has mean 1, so the sweep belongs around 1
 
-ZOO = ('cwd', 'pkd', 'fgfi', 'defeat')     # methods beside those of Table I and FitNet
+# methods beside those of Table I and FitNet: on features, then on head outputs and proposals
+ZOO = ('cwd', 'pkd', 'fgfi', 'defeat', 'frs', 'kd', 'dist', 'gid', 'crosskd', 'mimic', 'dkd')
 
 _ABLATION = ('baseline', 'amd', 'amd-channel', 'amd-mask', 'amd-unmasked', 'amd-allmasked')
 _CONTROLS = ('amd-permuted', 'amd-inverted', 'amd-shuffled', 'amd-untrained')

@@ -127,7 +127,7 @@ class _Batch:
         slot = min(set(range(self.at_once)) - {child.slot for child in self.running.values()})
         folder, notebook = self.store.run_folder(run), self.executed.get(run)
         told = read_progress(folder)
-        if told.get('phase') == 'train' and not self.force:
+        if told.get('phase') in ('train', 'stopped') and not self.force:
             self.before[run] = told['step'] / max(1, told['steps'])
         if notebook:
             job = jobs.of_notebook(EXPERIMENT, notebook, {

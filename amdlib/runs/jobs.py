@@ -33,11 +33,12 @@ def write(job: dict[str, Any], folder: Path) -> list[str]:
     return [sys.executable, '-m', 'amdlib', 'job', str(folder / FILE)]
 
 
-def execute(file: Path, ends_with_stdin: bool = False) -> None:
+def execute(file: Path, ends_with_stdin: bool = False, queued: bool = False) -> None:
     """Do what a job file says.
 
     Args:
         ends_with_stdin: end this process when its standard input does, with the process that holds the other end.
+        queued: it is an entry of a scheduler's queue, see `entry`.
     Errors: RunError for a file that is none; whatever the job raises.
     """
     if ends_with_stdin:
@@ -52,9 +53,13 @@ def execute(file: Path, ends_with_stdin: bool = False) -> None:
         choose_device(job['device'])
         notebooks.execute(Path(job['notebook']), Path(job['output']), job['parameters'])
     elif kind == 'run':
-        from amdlib.runs.train import train
-        store = Store.from_dict(job['store'])
+        run, store = Run.from_dict(job['run']), Store.from_dict(job['store'])
         choose_device(store.means.device)
-        train(Run.from_dict(job['run']), store, force=job['force'])
+        if queued:
+            from amdlib.runs.entry import train_queued
+            train_queued(run, store)
+        else:
+            from amdlib.runs.train import train
+            train(run, store, force=job['force'])
     else:
         raise RunError(f'{file}: do={kind!r}: expected run or notebook')

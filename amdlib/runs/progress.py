@@ -29,7 +29,7 @@ class ProgressReport:
 
     def __call__(self, phase: str, step: int, steps: int, s_per_step: float | None = None, **more: Any) -> None:
         now = time.monotonic()
-        last = step == steps or phase in ('failed', 'done')
+        last = step == steps or phase in ('failed', 'stopped', 'done')
         left_s = None if s_per_step is None else s_per_step * (steps - step)
         if last or now - self.written_s > 1:
             self.written_s = now
@@ -85,7 +85,7 @@ def quiet_s(progress: dict[str, Any]) -> float:
 def training_process(folder: Path) -> int | None:
     """The process of this machine that is training in this folder; None where there is none."""
     progress = read_progress(folder)
-    if progress.get('phase') in (None, 'failed', 'done') or progress['host'] != platform.node():
+    if progress.get('phase') in (None, 'failed', 'stopped', 'done') or progress['host'] != platform.node():
         return None
     with contextlib.suppress(psutil.Error, KeyError, TypeError, ValueError):
         started = psutil.Process(progress['pid']).create_time()     # numbers of processes are used again

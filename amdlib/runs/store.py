@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import json
 import platform
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -304,6 +305,7 @@ def tidy(folder: Path) -> None:
     for rest in [folder / UNFINISHED, *(folder / 'mmengine').glob('*.pth'), *(folder / 'mmengine').glob('.*.pth.*'),
                  folder / 'mmengine' / 'last_checkpoint']:
         rest.unlink(missing_ok=True)
+    shutil.rmtree(folder / 'mmengine' / 'stopped', ignore_errors=True)      # see `runs.stopping`
     remove_all_halves(folder)
 
 
@@ -323,6 +325,8 @@ def unfinished(folder: Path) -> State:
     if progress['phase'] == 'failed':
         return State('failed', progress.get('error', ''))
     at = f'step {progress["step"]} of {progress["steps"]}'
+    if progress['phase'] == 'stopped':
+        return State('failed', f'stopped after {at}')
     if progress['host'] == platform.node() and not training_process(folder):
         return State('failed', f'killed at {at}')
     silent_s = quiet_s(progress)

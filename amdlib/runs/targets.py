@@ -10,7 +10,7 @@ from typing import Any
 from amdlib.errors import RunError, SettingError
 from amdlib.paper.pairs import GROUPS, find_group
 from amdlib.paper.tables import PHI, TABLES
-from amdlib.runs import batch, notebooks
+from amdlib.runs import batch, notebooks, slurm
 from amdlib.runs.calibrate import with_factors
 from amdlib.runs.device import default_jobs
 from amdlib.runs.run import Run, row_runs, sweep_runs, table_runs, with_teachers
@@ -170,13 +170,18 @@ def _parameters(targets: list[Target], given: Given) -> dict[Target, dict]:
     return known
 
 
-def status(targets: list[Target], store: Store, given: Given) -> None:
+def status(targets: list[Target], store: Store, given: Given, queued: bool = False) -> None:
     """Say of every run that the targets need its state and why, how far each target is, what is left and what comes
-    next."""
+    next.
+
+    Args:
+        queued: ask Slurm's queue too.
+    """
     _parameters(targets, given)
     wanted = {target: target.runs(store, given) for target in targets}
     runs = with_teachers(run for runs in wanted.values() for run in runs)
     states = {run: store.state(run) for run in runs}
+    states = slurm.states(states, store) if queued else states
     never = [run for run, found in states.items() if found == NEVER_RUN]
     listed = [run for run in runs if run not in never or len(never) <= LISTED]
     width = max((len(run.id) for run in listed), default=0)
@@ -201,15 +206,16 @@ def status(targets: list[Target], store: Store, given: Given) -> None:
     following = f'make reproduce-{unfinished[0].name}' if unfinished else 'make report'
     following += f' PROFILE={store.profile.name}' * (store.profile.name != 'mini')
     following += f' GROUP={given.group}' if given.group else ''
-    log.info(f'\n{counts["done"]} of {len(runs)} done{_left(to_do, store)}, next: {following}')
+    following += ' ON=slurm SLURM="..."' * (queued and bool(to_do))
+    at_once = max(1, counts['running']) if queued else store.means.jobs or default_jobs(store.means.device)
+    log.info(f'\n{counts["done"]} of {len(runs)} done{_left(to_do, store, at_once)}, next: {following}')
 
 
-def _left(runs: list[Run], store: Store) -> str:
+def _left(runs: list[Run], store: Store, at_once: int) -> str:
     """About how long these runs take, as far as there are runs to tell from."""
     seconds, unknown = expected_s(runs, store)
     if runs and len(unknown) == len(runs):
         return ', no run to tell the time from'
-    at_once = store.means.jobs or default_jobs(store.means.device)
     of = f' for {len(runs) - len(unknown)} of {len(runs)}, no run to tell from for the others' if unknown else ''
     return f', about {hours(seconds / at_once)} ({at_once} at once){of}' if runs else ''
 

@@ -19,16 +19,17 @@ from mmengine.config import Config
 
 from amdlib import methods
 from amdlib.datasets import trained_images
-from amdlib.engine import checkpoints, processes
+from amdlib.engine import processes
 from amdlib.engine.training import Task, disk_is_full, evaluate, train_and_test
-from amdlib.errors import RunError, WeightsError
+from amdlib.errors import RunError, Stopped, WeightsError
 from amdlib.files import locked, plain, read_json, sha256, write_json, write_text
-from amdlib.runs import evidence, fingerprints, taking, teacher_check, watch
+from amdlib.runs import evidence, fingerprints, stopping, taking, teacher_check, watch
 from amdlib.runs.config import Taught, config, describe_lr, settings_hash
 from amdlib.runs.device import check_it_fits, full_gpu
 from amdlib.runs.progress import FILE as PROGRESS
 from amdlib.runs.progress import ProgressReport, training_process
 from amdlib.runs.run import Run
+from amdlib.runs.signals import ASKED
 from amdlib.runs.store import RECORD, UNFINISHED, WEIGHTS, Store, read_scalars, remove_all_halves, tidy
 from amdlib.weights.reading import read_weights
 from amdlib.weights.sizes import check_size
@@ -98,6 +99,7 @@ def _train(run: Run, store: Store, folder: Path, taught_by: dict[str, Any] | Non
         taught_by: the teacher's record.
     """
     remove_all_halves(folder)
+    stopping.begin(folder)
     report = ProgressReport(folder, run.id)
     with _failure_told(run, folder, report):
         files = run.find_files(store.means.sources)
@@ -123,7 +125,8 @@ def _train(run: Run, store: Store, folder: Path, taught_by: dict[str, Any] | Non
     code = fingerprints.commit()
     task = Task(run.id, ready.cfg, folder, files, {
         'run': run.id, 'profile': run.profile.name, 'classes': list(store.dataset.classes)}, report,
-        run.recipe.gpus, TellLr(run), (watch.BedWatch.of(run),))
+        run.recipe.gpus, TellLr(run),
+        (watch.BedWatch.of(run), stopping.StopHook(folder / ASKED, folder / 'mmengine')))
     with _failure_told(run, folder, report):
         outcome = processes.launch(task, task.gpus, folder / 'mmengine') if task.gpus > 1 else train_and_test(task)
         _check_it_converged(folder)
@@ -236,6 +239,10 @@ def _failure_told(run: Run, folder: Path, report: ProgressReport) -> Iterator[No
                            f'{folder}. Make room; started again, the run goes on from its last whole '
                            'checkpoint') from error
     except BaseException as error:
+        if isinstance(error, RunError) and (at := stopping.told(folder / 'mmengine')):
+            report('stopped', **at)
+            raise Stopped(f'{run.id}: stopped after step {at["step"]} of {at["steps"]}; started again, it goes on from '
+                          'there') from error
         with contextlib.suppress(OSError):  # the disk may be full
             (folder / 'error.txt').write_text(traceback.format_exc())
         with contextlib.suppress(OSError):
@@ -270,10 +277,11 @@ def _set_workers(cfg: Config, workers: int) -> None:
 def _interrupted(ready: _Prepared, resume: bool) -> Path | None:
     """The checkpoint from which an interrupted run goes on, or None and why not where there was something."""
     run, why = ready.run, _no_part_of(ready)
-    checkpoint = None if why else checkpoints.newest_whole(ready.folder / 'mmengine')
+    checkpoint = None if why else stopping.newest(ready.folder / 'mmengine')
     if checkpoint:
         epoch = checkpoint.stem.removeprefix('epoch_')
-        log.info(f'{run.id}: goes on after epoch {epoch} of {run.epochs} (--force trains from the beginning)')
+        within = ', in the midst of the next,' if checkpoint.parent.name == stopping.FOLDER else ''
+        log.info(f'{run.id}: goes on after epoch {epoch} of {run.epochs}{within} (--force trains from the beginning)')
         for file in (ready.folder / 'mmengine').glob('*/vis_data/scalars.json'):
             _drop_halves(file)
         return checkpoint

@@ -30,7 +30,7 @@ class Own(StepLoss):
 
 @pytest.mark.parametrize('method', LOSSES)
 def test_every_weight_declares_its_growth_and_published_options_are_taken(method):
-    loss = method([(3, 4), (4, 4)])
+    loss = method([(3, 4), (3, 4)])
     assert method.WEIGHT_EXPONENTS
     assert all(isinstance(getattr(loss, weight), float) for weight in method.WEIGHT_EXPONENTS)
     for published in method.PUBLISHED.values():

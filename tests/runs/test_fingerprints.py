@@ -135,7 +135,8 @@ def test_an_edit_of_a_methods_class_is_seen_by_that_method(stale, name):
 @pytest.mark.parametrize(('file', 'name', 'users'), [
     ('methods/level.py', 'LevelLoss', AT_LEVELS),
     ('methods/step.py', 'StepLoss', AT_STEPS),
-    ('methods/level.py', 'align_channels', {'amd', 'fgd', 'mgd', 'fitnet', 'cwd', 'pkd', 'defeat'}),
+    ('methods/level.py', 'align_channels', {'amd', 'fgd', 'mgd', 'fitnet', 'cwd', 'pkd', 'defeat', 'gid',
+                                              'mimic'}),
     ('methods/level.py', 'squared_error', {'amd', 'fgd', 'mgd', 'fitnet'}),
     ('methods/level.py', 'DrawnMask', AT_LEVELS),             # LevelLoss.reseed knows it
     ('methods/level.py', 'RandomMask', {'amd', 'mgd'}),
@@ -146,7 +147,9 @@ def test_an_edit_of_a_methods_class_is_seen_by_that_method(stale, name):
     ('methods/amd.py', 'keep_mask', {'amd'}),
     ('methods/amd.py', 'AMDLoss', {'amd'}),
     ('methods/fgd.py', 'channel_attention', {'fgd', 'fkd'}),
-    ('methods/fgd.py', 'box_masks', {'fgd', 'defeat'})])
+    ('methods/fgd.py', 'box_masks', {'fgd', 'defeat'}),
+    ('methods/fgfi.py', 'iou', {'fgfi', 'gid', 'crosskd', 'dkd'}),
+    ('methods/kd.py', 'per_anchor', {'kd', 'dist', 'dkd', 'gid', 'crosskd'})])
 def test_a_shared_definition_is_seen_by_those_that_use_it(stale, file, name, users):
     assert stale(file, inside(name)) == of(*users)
 
