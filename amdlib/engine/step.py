@@ -124,6 +124,9 @@ class DetectorStep:
     def anchors(self) -> list[Tensor]:
         head = dense_head(self.distiller.student)
         strides = [stride[0] for stride in head.prior_generator.strides]
+        if other := [stride for stride in self.strides if stride not in strides]:
+            raise ValueError(f"a level of stride {other[0]} is compared, but the student's head has boxes of strides "
+                             f'{", ".join(map(str, strides))}')
         found = [head.prior_generator.single_level_grid_priors(
             feature.shape[2:], level_idx=strides.index(stride), dtype=torch.float32, device=feature.device)
             for stride, feature in zip(self.strides, self.tapped, strict=True)]

@@ -15,7 +15,7 @@ class FGFILoss(StepLoss):
 
     The mask, 1 = imitated, is `near_boxes`'; sum and cells are over the batch [own]. adapt is a 3x3 convolution and a
     ReLU, one a level [own], drawn from N(0, 1e-4), read as its deviation. Off for the first `off_steps` steps.
-    `share`: of the largest IoU of a box, above which an anchor counts.
+    `overlap`: of the largest IoU of a box, above which an anchor counts.
     Shapes and errors: see `StepLoss`.
     Source: Wang et al. 2019; values as in the authors' code [code]. RepPoints, which has no anchors, by the boxes of
     its points [own].
@@ -26,14 +26,14 @@ class FGFILoss(StepLoss):
     PUBLISHED = {}      # one set of values, the defaults, for every pair
     NEEDS = frozenset({'boxes', 'anchors'})
 
-    def __init__(self, channels: Sequence[tuple[int, int]], weight: float = 0.01, share: float = 0.5,
+    def __init__(self, channels: Sequence[tuple[int, int]], weight: float = 0.01, overlap: float = 0.5,
                  off_steps: int = 400) -> None:
         super().__init__(channels)
         check_number('weight', weight, at_least=0)
-        check_number('share', share, at_least=0, at_most=1)
+        check_number('overlap', overlap, at_least=0, at_most=1)
         check_integer('off_steps', off_steps, at_least=0)
         self.weight = weight
-        self.share = share
+        self.overlap = overlap
         self.warm_up = WarmUp(off_steps)
         self.adapt = nn.ModuleList(_adapt(*pair) for pair in self.channels)
 
@@ -41,24 +41,24 @@ class FGFILoss(StepLoss):
         weight, terms = self.weight * self.warm_up(), {}
         for level, adapt, f_s, f_t, anchors in zip(step.levels, self.adapt, step.f_s, step.f_t, step.anchors,
                                                    strict=True):
-            mask = torch.stack([near_boxes(anchors, boxes, f_t.shape[2:], self.share) for boxes in step.boxes])
+            mask = torch.stack([near_boxes(anchors, boxes, f_t.shape[2:], self.overlap) for boxes in step.boxes])
             error = (f_t - adapt(f_s)).square().sum(dim=1)                      # (N, H, W)
             terms[f'fpn_{level}'] = weight * (error * mask).sum() / (2 * mask.sum().clamp(min=1))
         return terms
 
     def extra_repr(self) -> str:
-        return f'weight={self.weight}, share={self.share}'
+        return f'weight={self.weight}, overlap={self.overlap}'
 
 
 @torch.no_grad()
-def near_boxes(anchors: Tensor, boxes: Tensor, size: tuple[int, int], share: float) -> Tensor:
-    """Cells of a level near an object: where the IoU of an anchor with box k exceeds `share` times the largest IoU that
+def near_boxes(anchors: Tensor, boxes: Tensor, size: tuple[int, int], overlap: float) -> Tensor:
+    """Cells of a level near an object: where the IoU of an anchor with box k exceeds `overlap` times the largest that
     an anchor of the level has with it; the union over k.
 
     Shapes: (H * W * A, 4) and (n, 4), both xyxy in pixels; size (H, W) -> bool (H, W), without boxes all False.
     """
     overlaps = iou(anchors, boxes.to(anchors))                                  # (H * W * A, n)
-    near = overlaps > share * overlaps.amax(dim=0, keepdim=True)
+    near = overlaps > overlap * overlaps.amax(dim=0, keepdim=True)
     return near.view(*size, -1).any(dim=2)
 
 

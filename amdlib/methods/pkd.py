@@ -17,7 +17,7 @@ class PKDLoss(StepLoss):
     A channel's mean and standard deviation are those over images and positions, so the loss depends on the batch. It is
     weight * (1 - r), r the mean over channels of Pearson's correlation: blind to scale and shift of a channel. What is
     constant on one side, where r is not defined, counts one half; on both, nothing.
-    `levels`: the first so many of the compared levels, the finest first.
+    `finest`: so many of the compared levels, the finest; of the others nothing is asked.
     Shapes and errors: see `StepLoss`.
     Source: Cao et al. 2022; weights and levels as in mmrazor's configs [code]. Alignment only where channels differ
     [own].
@@ -27,12 +27,12 @@ class PKDLoss(StepLoss):
     WEIGHT_EXPONENTS = {'weight': (0, 0)}
     PUBLISHED = {'faster_rcnn': {'weight': 6.0}}        # RetinaNet's and RepPoints' are the defaults
 
-    def __init__(self, channels: Sequence[tuple[int, int]], weight: float = 10.0, levels: int = 4) -> None:
+    def __init__(self, channels: Sequence[tuple[int, int]], weight: float = 10.0, finest: int = 4) -> None:
         super().__init__(channels)
         check_number('weight', weight, at_least=0)
-        check_integer('levels', levels, at_least=1)
+        check_integer('finest', finest, at_least=1)
         self.weight = weight
-        self.align = nn.ModuleList(align_channels(*pair) for pair in self.channels[:levels])
+        self.align = nn.ModuleList(align_channels(*pair) for pair in self.channels[:finest])
 
     def weighted_losses(self, step: Step) -> dict[str, Tensor]:
         pairs = zip(step.levels, self.align, step.f_s, step.f_t, strict=False)

@@ -85,7 +85,7 @@ class BedWatch(Hook):
                            for name, loss in losses.items()]
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
-        for name, loss in [one for one in self._waiting.items() if not one[1].waits]:
+        for name in [name for name, loss in self._waiting.items() if not loss.waits]:
             self._listening.append(self._waiting.pop(name).register_forward_hook(self._first_look(name, True)))
 
     def after_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None,

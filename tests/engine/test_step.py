@@ -29,6 +29,8 @@ class Probe(StepLoss):
     def weighted_losses(self, step):
         self.seen = step
         self.told['mean'] = step.f_s[0].mean()
+        if len(step.f_s) == 1:
+            return {{'all': step.f_s[0].mean()}}
         return {{'near': self.weight * (step.f_s[0] - step.f_t[0]).square().mean(),
                  'fpn_1': (step.f_s[1] - step.f_t[1]).abs().mean()}}
 """
@@ -137,6 +139,14 @@ def test_ground_truth_strides_and_anchors(probe, shown, group):
         assert torch.allclose(centres[..., 0], stride * torch.arange(w).view(1, w, 1).float(), atol=1e-4)
         assert torch.allclose(centres[..., 1], stride * torch.arange(h).view(h, 1, 1).float(), atol=1e-4)
         assert (boxes[:, 2:] > boxes[:, :2]).all()
+
+
+def test_a_level_that_the_head_does_not_have_is_told(probe, shown):
+    """Faster R-CNN's RPN begins at stride 4, RetinaNet's head at 8."""
+    where = dict(student_module='backbone.layer1', teacher_module='backbone.layer1')
+    model = probe('retinanet', 'anchors', levels=[0], **where)
+    with pytest.raises(ValueError, match='a level of stride 4 is compared, but .* has boxes of strides 8, 16, 32, 64'):
+        shown(model)[0].anchors  # noqa: B018
 
 
 def test_the_boxes_of_points_are_those_that_reppoints_assigns(probe, shown):

@@ -131,13 +131,13 @@ def test_its_weight_grows_with_the_channels_alone(channels, rows):
 
 def test_defaults():
     loss = FGFILoss([(64, 64)])
-    assert (loss.weight, loss.share, loss.warm_up.off_steps) == (0.01, 0.5, 400)
+    assert (loss.weight, loss.overlap, loss.warm_up.off_steps) == (0.01, 0.5, 400)
     assert loss.adapt[0][0].weight.std().item() == pytest.approx(1e-4, rel=0.05)
 
 
 @pytest.mark.parametrize(('arguments', 'message'), [
     (dict(weight=-1), 'weight=-1: expected a finite number of 0 or more'),
-    (dict(share=1.5), 'share=1.5: expected a finite number of 0 or more and of 1 or less'),
+    (dict(overlap=1.5), 'overlap=1.5: expected a finite number of 0 or more and of 1 or less'),
     (dict(off_steps=-1), 'off_steps=-1: expected an integer of 0 or more')])
 def test_arguments_are_checked(arguments, message):
     with pytest.raises(ValueError, match=re.escape(message)):

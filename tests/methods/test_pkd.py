@@ -73,7 +73,7 @@ def test_it_depends_on_the_batch():
 def test_the_first_levels_only():
     f_s, f_t = levels(5, c_s=4)
     assert list(PKDLoss([(4, 4)] * 5).double()(step_of(f_s, f_t))) == [f'fpn_{i}' for i in range(4)]
-    assert list(PKDLoss([(4, 4)] * 5, levels=2).double()(step_of(f_s, f_t))) == ['fpn_0', 'fpn_1']
+    assert list(PKDLoss([(4, 4)] * 5, finest=2).double()(step_of(f_s, f_t))) == ['fpn_0', 'fpn_1']
 
 
 @pytest.mark.parametrize('sizes', [dict(n=1, h=1, w=1), dict(n=2, h=1, w=1)])
@@ -111,7 +111,7 @@ def test_published_values():
 
 @pytest.mark.parametrize(('arguments', 'message'), [
     (dict(weight=-1), 'weight=-1: expected a finite number of 0 or more'),
-    (dict(levels=0), 'levels=0: expected an integer of 1 or more')])
+    (dict(finest=0), 'finest=0: expected an integer of 1 or more')])
 def test_arguments_are_checked(arguments, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         PKDLoss([(3, 4)], **arguments)

@@ -212,3 +212,9 @@ def test_devices(device):
 def test_a_folder_of_weights_that_is_not_there_is_told(tmp_path):
     with pytest.raises(WeightsError, match=f'WEIGHTS={tmp_path}/nowhere: no such folder'):
         Sources.of(f'{tmp_path}/nowhere')
+
+
+@pytest.mark.parametrize('name', methods.names())
+def test_no_option_of_a_method_is_called_as_a_setting(name):
+    """The setting would win, and the option could not be set."""
+    assert not set(methods.options_of(name)) & {one.name for one in fields(Recipe)}
