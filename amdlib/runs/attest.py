@@ -24,9 +24,10 @@ from amdlib.datasets import prepare
 from amdlib.datasets.formats.shapes import ShapesSpec
 from amdlib.errors import RunError
 from amdlib.files import ROOT, digest, read_json, sha256, write_json
+from amdlib.paper.pairs import GROUPS
 from amdlib.paper.printed import paper_lines
 from amdlib.paper.profiles import PROFILES
-from amdlib.paper.rows import ROWS
+from amdlib.paper.rows import ROWS, cannot
 from amdlib.runs import fingerprints
 from amdlib.runs.recipe import Means
 from amdlib.runs.run import Run
@@ -217,6 +218,6 @@ def _needed(claims: Iterable[str]) -> list[str]:
     """The runs without which no such claims are made: each method in each of the paper's groups, and the long ones."""
     tried = {name.partition(' ')[0] for name in claims} - {ALONE}
     runs = [f'{PROBE.name} {group}-{name}-s0' for group in dict.fromkeys(group for group, _ in paper_lines('I'))
-            for name in ('teacher', 'baseline', *sorted(tried))]
+            for name in ('teacher', 'baseline', *sorted(tried)) if not cannot(GROUPS[group], name)]
     return [*runs, *(f'mini {row}+epochs=1-s0' for row in SHORT_RUNS),
             *(f'{PROBE.name} {row}+gpus=2-s0' for row in SEVERAL)]

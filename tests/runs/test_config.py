@@ -28,7 +28,8 @@ from amdlib.weights.reading import load_strictly
 
 METHOD_ROWS = [row.id for row in ROWS.values() if row.method]
 PAPERS_ROWS = [row.id for row in ROWS.values() if row.group.name in paper_groups()]
-COMPARED = [row.name for row in ROWS.values() if row.group.name == 'retinanet' and row.name == row.method]
+COMPARED = {group: [row.name for row in ROWS.values() if row.group.name == group and row.name == row.method]
+            for group in GROUPS}
 CELLS = Dataset('cells', Path('/d/train.json'), Path('/d/train'), Path('/d/test.json'), Path('/d/test'),
                 ('platelet', 'rbc', 'wbc'), '0' * 16, ())
 
@@ -243,7 +244,7 @@ def test_baseline_and_methods_differ_in_the_method_only(cfg_of, group, profile):
     baseline = cfg_of(f'{group}-baseline', profile).to_dict()
     student = baseline.pop('model')
     models = []
-    for method in COMPARED:
+    for method in COMPARED[group]:
         cfg = cfg_of(f'{group}-{method}', profile).to_dict()
         models.append(cfg.pop('model'))
         assert cfg == baseline
