@@ -16,6 +16,7 @@ from amdlib.runs import evidence, train
 from amdlib.runs.store import read_scalars
 from amdlib.runs.targets import TARGETS, find_targets
 from amdlib.show import intervals
+from tests.conftest import shared
 from tests.notebooks.test_stored import STORED, code, read
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -50,8 +51,8 @@ def kit(tmp_path_factory):
 @pytest.fixture(scope='module')
 def amdlib(kit):
     """Words -> the command line in the kit's copy, on its data set."""
-    def call(*words, status=0):
-        ended = subprocess.run([sys.executable, '-m', 'amdlib', *words, '--profile', 'small', '--data', 'a set'],
+    def call(*words, status=0, data='a set'):
+        ended = subprocess.run([sys.executable, '-m', 'amdlib', *words, '--profile', 'small', '--data', data],
                                cwd=kit, capture_output=True, text=True, timeout=800,
                                env={**os.environ, 'PYTHONPATH': str(kit), 'JUPYTER_RUNTIME_DIR': str(kit / 'runtime')})
         assert ended.returncode == status, ended.stdout[-3000:] + ended.stderr[-3000:]
@@ -222,6 +223,19 @@ def test_a_loss_of_your_own_stands_in_the_table_and_leaves_table1_alone(amdlib, 
     assert 'MyLoss' in _shown(folder / 'your_own_loss.ipynb')
     assert [path.name for path in (folder / 'runs').glob('*MyLoss*')] == ['retinanet-my_loss.MyLoss+epochs=1-s0']
     assert _stamps(folder, 'table1.*') == before
+
+
+def test_a_detector_of_your_own_from_pictures_to_an_exported_student(amdlib, kit):
+    brief = ('epochs=1', 'teacher_epochs=1', 'size=64')
+    amdlib('notebook', 'your_own_detector', *(word for one in brief for word in ('--set', one)), '--device', 'cpu',
+           data=str(shared('data/bccd')))
+    (notebook,) = (kit / 'results' / 'small').glob('*/your_own_detector.ipynb')
+    _assert_executed(notebook)
+    shown = _shown(notebook)
+    assert 'model.bbox_head.num_classes: 80 -> 3' in shown
+    assert 'gfl_student-amd-s0' in shown
+    runs = kit / 'results' / 'studies' / 'your_own_detector' / notebook.parent.name / 'runs'
+    assert len(list(runs.glob('gfl_student-amd-s0/export/*.pth'))) == 1
 
 
 def test_table6_alone(table6, folder):
