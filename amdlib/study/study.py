@@ -268,6 +268,11 @@ class Study:
                                f'{", ".join(sorted(names))}')
         return export(wanted[0].id, self._store({}), made=wanted[0], output=output)
 
+    def test_pictures(self) -> list[Path]:
+        """The files that it is tested on."""
+        dataset = self.store.dataset
+        return [dataset.test_images / image['file_name'] for image in read_json(dataset.test_ann)['images']]
+
     def predict(self, picture: str | Path | np.ndarray, row: str | None = None, seed: int | None = None,
                 score: float = 0.3) -> Prediction:
         """What a row's detector finds in a picture, above a score.

@@ -238,7 +238,9 @@ def test_what_was_told_while_it_trained_stands_below_the_table(finished):
 
 def test_a_picture_is_looked_at(finished, tmp_path):
     _, study = finished
-    picture = next(study.store.dataset.test_images.iterdir())
+    pictures = study.test_pictures()
+    assert {file.name for file in pictures} == {file.name for file in study.store.dataset.test_images.iterdir()}
+    picture = pictures[0]
     written = study.export('baseline', output=tmp_path)     # an epoch leaves every score low
     text = written['config'].read_text()
     assert 'score_thr=0.05' in text
