@@ -43,8 +43,9 @@ class Prediction:
 
     def table(self) -> pd.DataFrame:
         """A line a box: class, score, x, y, width, height."""
-        boxes = pd.DataFrame(self.boxes_xywh_px.reshape(-1, 4), columns=['x', 'y', 'width', 'height']).round(1)
-        return pd.concat([pd.DataFrame({'class': self.classes, 'score': self.scores.round(3)}), boxes], axis=1)
+        found = pd.DataFrame({'class': self.classes, 'score': self.scores.astype(float).round(3)})
+        sides = self.boxes_xywh_px.reshape(-1, 4).astype(float).round(1)
+        return found.join(pd.DataFrame(sides, columns=['x', 'y', 'width', 'height']))
 
     def draw(self) -> Figure:
         """The picture with its boxes in a colour a class."""
