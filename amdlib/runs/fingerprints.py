@@ -1,7 +1,7 @@
 """What makes a run stale. Its code fingerprint covers what decides its numbers and nothing else:
 
-    engine/                         whole, of which distiller.py for rows with a method, step.py for those whose method
-                                    looks at whole steps, processes.py for several GPUs
+    engine/                         whole, of which distiller.py and step.py for rows with a method, processes.py for
+                                    several GPUs
     weights/reading.py, mmcv_ext.py whole
     the method's file               whole, and of its siblings the definitions that it imports, and what those need
 
@@ -48,27 +48,26 @@ def fingerprint_of(method: str | None, processes: bool = False, package: Path = 
     Args:
         package: another copy of `amdlib/`, such as of another commit.
     """
-    of_method = _method_parts(method, package) if method is not None else {}
-    at_steps = any(file == package / 'methods' / 'step.py' for file, _ in of_method)
-    parts = [_text(file) for file in whole_files(method is not None, processes, at_steps, package)]
-    # by content: neither the order of definitions nor where a file lies counts
-    return digest('\n'.join(parts + sorted(of_method.values())))
+    parts = [_text(file) for file in whole_files(method is not None, processes, package)]
+    if method is not None:
+        parts += _method_parts(method, package)
+    return digest('\n'.join(parts))
 
 
-def whole_files(distilled: bool, processes: bool, at_steps: bool, package: Path = PACKAGE) -> list[Path]:
+def whole_files(distilled: bool, processes: bool, package: Path = PACKAGE) -> list[Path]:
     """The files that count as a whole."""
-    left_out = {name for name, counts in (('distiller.py', distilled), ('step.py', at_steps),
+    left_out = {name for name, counts in (('distiller.py', distilled), ('step.py', distilled),
                                           ('processes.py', processes)) if not counts}
     engine = sorted(file for file in (package / 'engine').glob('*.py') if file.name not in left_out)
     return [package / 'mmcv_ext.py', package / 'weights' / 'reading.py', *engine]
 
 
-def _method_parts(method: str, package: Path) -> dict[tuple[Path, str], str]:
-    """The text of each definition that counts, by file and name."""
+def _method_parts(method: str, package: Path) -> list[str]:
     file = methods.method_file(method) if methods.is_outside(method) else package / 'methods' / f'{method}.py'
     found: dict[tuple[Path, str], str] = {}
     _collect(file, None, package, found)
-    return found
+    # by content: neither the order of definitions nor where a file lies counts
+    return sorted(text for text in found.values())
 
 
 def _collect(file: Path, names: set[str] | None, package: Path, found: dict[tuple[Path, str], str]) -> None:
