@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from amdlib.engine import pixels, start
 from amdlib.engine.kept import KeptFeatures
 from amdlib.engine.share import StartingShare
-from amdlib.engine.step import OF_TEACHERS_HEAD, DetectorStep, hear, offers
+from amdlib.engine.step import OF_TEACHERS_HEAD, DetectorStep, divided, hear, offers
 from amdlib.engine.taps import AUTO, PROBE_PX, look, never_seen, pairs_by_size, tap, told_sizes
 from amdlib.errors import RunError
 from amdlib.methods import find_method, is_outside, looks_at_steps
@@ -153,10 +153,10 @@ class Distiller(BaseModel):
             losses = dict(self.student.loss(inputs, data_samples))
         detection, _ = self.parse_losses(losses)
         step = DetectorStep(self, inputs, data_samples, heard, f_s, partial(self._features_of, inputs, data_samples))
-        waits = any(getattr(loss, 'waits', 0) for loss in self.distill_losses.values())     # it starts later
         terms = self._terms_of_levels(f_s, f_t, step) if self.needs is None else self._terms_of_step(step)
-        if self.starting_share is not None and not waits:
-            factor = self.starting_share(detection.detach(), sum(terms.values()).detach())
+        strength = min(getattr(loss, 'strength', 1.0) for loss in self.distill_losses.values())
+        if self.starting_share is not None and strength:    # what warms up rises to the share
+            factor = self.starting_share(detection.detach(), sum(terms.values()).detach() / strength)
             terms = {name: factor * term for name, term in terms.items()}
             losses['share_factor'] = factor
         losses.update(terms)
@@ -177,7 +177,7 @@ class Distiller(BaseModel):
 
     def _terms_of_levels(self, f_s: list[Tensor], f_t: list[Tensor], step: DetectorStep) -> dict[str, Tensor]:
         """The loss of every level, by name."""
-        f_s, f_t = (_divided(features, self.scales) for features in (f_s, f_t))
+        f_s, f_t = (divided(features, self.scales) for features in (f_s, f_t))
         terms = {}
         for (name, loss), s, t, finer, coarser in zip(self.distill_losses.items(), f_s, f_t, [None, *f_t[:-1]],
                                                       [*f_t[1:], None], strict=True):
@@ -292,11 +292,6 @@ class Distiller(BaseModel):
                                  f'the teacher {tuple(t.shape)}; height and width must agree')
         self.strides = [round(image_px / s.shape[2]) for s in f_s]
         return [(s.shape[1], t.shape[1]) for s, t in zip(f_s, f_t, strict=True)]
-
-
-def _divided(features: Sequence[Tensor], scales: Sequence[float]) -> list[Tensor]:
-    """Features of every level in the magnitude that published weights belong to."""
-    return [feature if scale == 1 else feature / scale for feature, scale in zip(features, scales, strict=True)]
 
 
 def _stop_if_not_finite(total: Tensor, terms: dict[str, Tensor]) -> None:

@@ -193,8 +193,7 @@ class DetectorStep:
         return list(zip(*(level.split(1) for level in maps), strict=True)) if self.distiller.alone else [tuple(maps)]
 
     def _compared(self, features: Sequence[Tensor]) -> list[Tensor]:
-        return [at_least_float32(feature) if scale == 1 else at_least_float32(feature) / scale
-                for feature, scale in zip(features, self.distiller.scales, strict=True)]
+        return divided(map(at_least_float32, features), self.distiller.scales)
 
     # ---- proposals
 
@@ -229,6 +228,11 @@ class DetectorStep:
         extract = SingleRoIExtractor(dict(type='RoIAlign', output_size=size, sampling_ratio=0), features[0].shape[1],
                                      self.strides, finest)
         return extract(features, bbox2roi([one[:, :4] for one in boxes]))
+
+
+def divided(features: Iterable[Tensor], scales: Sequence[float]) -> list[Tensor]:
+    """Features of every level in the magnitude that published weights belong to."""
+    return [feature if scale == 1 else feature / scale for feature, scale in zip(features, scales, strict=True)]
 
 
 def _widened(heads: Iterable[Sequence[Tensor]]) -> tuple[list[Tensor], ...]:

@@ -74,6 +74,8 @@ def never_seen(model: nn.Module, names: Sequence[str | int], image_px: int = 128
     """Those of the named parts whose output the head does not receive, neither as it is nor through the rest of the
     part that holds them (a norm behind a convolution)."""
     named = [name for name in names if not isinstance(name, int)]
+    if not named:
+        return []
     features, handed = look(model, [*named, *(name.rpartition('.')[0] for name in named)], image_px)
     seen = {id(one) for one in handed}
     return [name for name, own, around in zip(named, features, features[len(named):], strict=False)

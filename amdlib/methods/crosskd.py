@@ -9,9 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amdlib.methods.gid import decoded, positive
-from amdlib.methods.kd import alike, compared, lacks, per_anchor
+from amdlib.methods.kd import alike, compared, per_anchor
 from amdlib.methods.level import check_integer, check_number
-from amdlib.methods.step import Step, StepLoss
+from amdlib.methods.pkd import standardised
+from amdlib.methods.step import Step, StepLoss, lacks
 
 
 class CrossKDLoss(StepLoss):
@@ -44,8 +45,7 @@ class CrossKDLoss(StepLoss):
 
     @classmethod
     def cannot(cls, student: Collection[str], teacher: Collection[str]) -> str:
-        return (super().cannot(student, teacher) or lacks(student, teacher, 'branches')
-                or lacks(student, teacher, 'sigmoid'))
+        return super().cannot(student, teacher) or lacks(student, teacher, 'branches', 'sigmoid')
 
     def weighted_losses(self, step: Step) -> dict[str, Tensor]:
         head = step.teacher_head
@@ -81,8 +81,7 @@ def in_place_of(h_s: Tensor, h_t: Tensor) -> Tensor:
     Shapes: (N, C, H, W) twice -> (N, C, H, W).
     """
     over = dict(dim=(0, 2, 3), keepdim=True)
-    z_s = (h_s - h_s.mean(**over)) / (h_s.std(correction=0, **over) + 1e-6)
-    return z_s * h_t.std(correction=0, **over) + h_t.mean(**over)
+    return standardised(h_s) * h_t.std(correction=0, **over) + h_t.mean(**over)
 
 
 def score_error(scores: Tensor, scores_t: Tensor) -> Tensor:

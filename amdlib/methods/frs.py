@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from amdlib.methods.kd import alike, compared, lacks
+from amdlib.methods.kd import alike, compared
 from amdlib.methods.level import check_number
-from amdlib.methods.step import Step, StepLoss, WarmUp
+from amdlib.methods.step import Step, StepLoss, WarmUp, lacks
 
 
 class FRSLoss(StepLoss):

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amdlib.methods.fgfi import iou
-from amdlib.methods.kd import alike, compared, lacks, per_anchor
+from amdlib.methods.kd import alike, compared, per_anchor
 from amdlib.methods.level import align_channels, check_integer, check_number
 from amdlib.methods.mimic import the_pair
-from amdlib.methods.step import Step, StepLoss
+from amdlib.methods.step import Step, StepLoss, lacks
 
 
 class GIDLoss(StepLoss):

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from amdlib.methods.level import check_number
-from amdlib.methods.step import Step, StepLoss
+from amdlib.methods.step import Step, StepLoss, lacks
 
 
 class KDLoss(StepLoss):
@@ -113,15 +113,3 @@ def cannot_score_alike(student: Collection[str], teacher: Collection[str]) -> st
     if ('proposals' in student) != ('proposals' in teacher):
         return 'needs class scores of the same things: one scores anchors, the other proposals'
     return '' if 'proposals' in student else lacks(student, teacher, 'sigmoid')
-
-
-def lacks(student: Collection[str], teacher: Collection[str], word: str) -> str:
-    """Which side does not offer a word of OFFERED, in words; '' where both do."""
-    for side, offered in (('student', student), ('teacher', teacher)):
-        if word not in offered:
-            return f'needs {OFFERED[word]}: the {side} has none'
-    return ''
-
-
-OFFERED = {'sigmoid': 'a head that gives each class a score of its own',
-           'branches': 'a head of two rows of convolutions with an output each'}

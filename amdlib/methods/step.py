@@ -15,6 +15,9 @@ from amdlib.methods.level import check_integer
 
 NEEDS = {'boxes': 'ground-truth boxes', 'anchors': 'a box of known size at every position',
          'heads': 'a head that scores every position', 'proposals': 'proposals of a first stage'}
+# what a head may offer besides
+OFFERED = {'sigmoid': 'a head that gives each class a score of its own',
+           'branches': 'a head of two rows of convolutions with an output each'}
 
 
 class Step(Protocol):
@@ -118,16 +121,18 @@ class StepLoss(nn.Module):
         Args:
             student, teacher: what each offers, words of NEEDS and of `engine.step.offers`.
         """
-        for need in sorted(cls.NEEDS - {'boxes'}):
-            for side, offered in (('student', student), ('teacher', teacher)):
-                if need not in offered and (need, side) != ('anchors', 'teacher'):   # the student's serve both
-                    return f'needs {NEEDS[need]}: the {side} has none'
-        return ''
+        needs = sorted(cls.NEEDS - {'boxes'})
+        return lacks(student, {*teacher, 'anchors'}, *needs)    # the student's anchors serve both
 
     @property
     def waits(self) -> int:
         """How many steps are left in which its terms are 0, because it warms up."""
         return max((part.waits for part in self.modules() if isinstance(part, WarmUp)), default=0)
+
+    @property
+    def strength(self) -> float:
+        """The factor on its terms in its last call, below 1 where it warms up."""
+        return min((part.strength for part in self.modules() if isinstance(part, WarmUp)), default=1.0)
 
     def forward(self, step: Step) -> dict[str, Tensor]:
         with torch.autocast(step.f_s[0].device.type, enabled=False):
@@ -140,6 +145,16 @@ class StepLoss(nn.Module):
     def weighted_losses(self, step: Step) -> dict[str, Tensor]:
         """The terms of a step."""
         raise NotImplementedError(f'{type(self).__name__} does not define weighted_losses')
+
+
+def lacks(student: Collection[str], teacher: Collection[str], *words: str) -> str:
+    """Which side does not offer the first of some words of NEEDS and OFFERED that is lacking, in words; '' where both
+    offer all."""
+    for word in words:
+        for side, offered in (('student', student), ('teacher', teacher)):
+            if word not in offered:
+                return f'needs {(NEEDS | OFFERED)[word]}: the {side} has none'
+    return ''
 
 
 class WarmUp(nn.Module):
@@ -155,6 +170,7 @@ class WarmUp(nn.Module):
         check_integer('off_steps', off_steps, at_least=0)
         check_integer('ramp_steps', ramp_steps, at_least=0)
         self.off_steps, self.ramp_steps, self.steps = off_steps, ramp_steps, 0
+        self.strength = 0.0     # the factor that it gave last
 
     @property
     def waits(self) -> int:
@@ -164,9 +180,9 @@ class WarmUp(nn.Module):
     def forward(self) -> float:
         before = self.steps - self.off_steps
         self.steps += self.training
-        if before < 0:
-            return 0.0
-        return min(1.0, before / self.ramp_steps) if self.ramp_steps else 1.0
+        rising = min(1.0, before / self.ramp_steps) if self.ramp_steps else 1.0
+        self.strength = 0.0 if before < 0 else rising
+        return self.strength
 
     def get_extra_state(self) -> Tensor:
         return torch.tensor(self.steps)

@@ -102,6 +102,15 @@ def test_a_pairs_offers_are_its_detectors(config_of, group):
         assert offers(MODELS.build(copy.deepcopy(model[side]))) == {'boxes', *GROUPS[group].offers}
 
 
+def test_what_warms_up_rises_to_the_share_that_is_asked(config_of, train_batch):
+    model = config_of('retinanet-frs').model
+    model.update(share=0.3, options={'ramp_steps': 4})
+    model = MODELS.build(model).train()
+    data = model.data_preprocessor(train_batch(config_of('retinanet-frs')), training=True)
+    ratios = [model.loss(**data)['ratio'].item() for _ in range(6)]     # of one batch, so of one detection loss
+    assert ratios == pytest.approx([part * 0.3 / 0.7 for part in (0, 0.25, 0.5, 0.75, 1, 1)], rel=1e-3)
+
+
 def test_the_first_steps_are_counted_in_the_checkpoint(config_of):
     model, resumed = (MODELS.build(config_of('retinanet-fgfi').model) for _ in range(2))
     for _ in range(3):
