@@ -1,15 +1,10 @@
-"""GFL at half its width, without first weights: its teacher."""
-_base_ = 'mmdet::gfl/gfl_r50_fpn_1x_coco.py'
+"""The same at twice the width, for twice as long: its teacher."""
+_base_ = './gfl_student.py'
 
 model = dict(
-    backbone=dict(depth=18, base_channels=32, frozen_stages=-1, norm_eval=False, init_cfg=None),
+    backbone=dict(base_channels=32),
     neck=dict(in_channels=[32, 64, 128, 256], out_channels=96),
-    bbox_head=dict(in_channels=96, feat_channels=96, stacked_convs=2))
-train_dataloader = dict(batch_size=8)
-optim_wrapper = dict(
-    _delete_=True, type='OptimWrapper', optimizer=dict(type='AdamW', lr=1e-3, weight_decay=0.05),
-    clip_grad=dict(max_norm=10))
+    bbox_head=dict(in_channels=96, feat_channels=96))
 train_cfg = dict(max_epochs=72)
 param_scheduler = [dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=100),
                    dict(type='CosineAnnealingLR', by_epoch=True, begin=0, end=72, T_max=72, eta_min=0)]
-auto_scale_lr = dict(base_batch_size=8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from amdlib.cli import arguments as read
 from amdlib.cli.arguments import DEVICE, GROUP, JOBS, SETTINGS, WHERE, Words, arg
 from amdlib.cli.parsing import command
 from amdlib.errors import RunError
@@ -44,7 +45,6 @@ STUDY = arg('study', metavar='STUDY.toml', help="data, student, teacher, methods
          *SETTINGS, DEVICE, JOBS)
 def distill(given: Words) -> None:
     """Distil a detector of yours with data of yours, and say whether it helped."""
-    from amdlib.cli import arguments as read
     from amdlib.study.study import Study
     own = {key: value for key, value in vars(given).items() if value not in (None, '', False)
            and key not in ('command', 'check', 'set', 'settings', 'device', 'jobs')}
@@ -59,7 +59,6 @@ def check(given: Words) -> None:
     try five steps of every row: minutes and memory."""
     if given.study.endswith('.toml'):
         return _check(_study(given.study))
-    from amdlib.cli import arguments as read
     from amdlib.runs.run import table_runs, with_teachers
     from amdlib.study.trying import try_steps
     store = read.store(given)

@@ -241,26 +241,25 @@ def _factors(cfg: Config, run: Run) -> tuple[float, float]:
 
 def _resize(step: ConfigDict, factors: tuple[float, float]) -> None:
     """Multiply every size in pixels of a step."""
-    if factors == (1, 1):
-        return
-    both = factors if step.get('keep_ratio', True) else (factors[0], factors[0])
+    longer, shorter = factors
     for key in PIXELS:
         if key in step:
-            step[key] = _times(step[key], both if key in FITTED else (factors[0], factors[0]),
-                               GRID if key in FIXED else 1)
+            is_fitted = key in FITTED and step.get('keep_ratio', True)
+            step[key] = _times(step[key], longer, shorter if is_fitted else longer, GRID if key in FIXED else 1)
 
 
-def _times(value: Any, factors: tuple[float, float], grid: int) -> Any:
+def _times(value: Any, longer: float, shorter: float, grid: int) -> Any:
+    """A size times `longer`, of two unlike sides the smaller times `shorter`; sizes in any nest of lists."""
     if isinstance(value, (list, tuple)):
         if len(value) == 2 and all(type(side) is int for side in value) and value[0] != value[1]:
-            longer = _times(max(value), factors, grid)
-            shorter = min(longer, _times(min(value), factors[1:] * 2, grid))
-            return type(value)([longer, shorter] if value[0] > value[1] else [shorter, longer])
-        return type(value)(_times(one, factors, grid) for one in value)
+            most = _times(max(value), longer, longer, grid)
+            sides = {max(value): most, min(value): min(most, _times(min(value), shorter, shorter, grid))}
+            return type(value)(sides[side] for side in value)
+        return type(value)(_times(one, longer, shorter, grid) for one in value)
     if isinstance(value, bool) or not isinstance(value, int):      # a share of the picture, or None
         return value
     grid = 1 if value % grid else grid
-    return round(value * factors[0] / grid) * grid or grid
+    return round(value * longer / grid) * grid or grid
 
 
 # ---- schedule -----------------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ machine slows both. Each is the median over rounds, with the middle half of the 
 """
 from __future__ import annotations
 
-import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,7 @@ from mmengine.optim import build_optim_wrapper
 from torch import Tensor, nn
 
 from amdlib import methods
-from amdlib.engine.taps import tap
+from amdlib.engine.taps import maps_in, tap
 from amdlib.errors import RunError
 from amdlib.files import write_json, write_text
 from amdlib.methods.level import LevelLoss
@@ -27,7 +26,7 @@ from amdlib.runs.config import config
 from amdlib.runs.fingerprints import commit, machine
 from amdlib.runs.run import Run
 from amdlib.runs.store import Store
-from amdlib.scale.cost import made_batch, trainable
+from amdlib.scale.cost import device_name, made_batch, now_s, trainable
 from amdlib.words import log, timestamp
 
 ROUNDS = 15
@@ -55,7 +54,7 @@ def bench(store: Store, groups: Iterable[str] = (), rounds: int = ROUNDS, with_l
         if issubclass(methods.find_method(method), LevelLoss):
             log.info(f'{method}: {max(3, rounds // 5)} rounds at the shapes of the paper')
             losses.append({'method': method, **of_loss(method, max(3, rounds // 5))})
-    found = {'machine': machine(), 'threads': torch.get_num_threads(), 'device': _device_name(), 'commit': commit(),
+    found = {'machine': machine(), 'threads': torch.get_num_threads(), 'device': device_name(), 'commit': commit(),
              'profile': store.profile.name, 'rounds': rounds, 'measured': timestamp(), 'steps': steps, 'losses': losses}
     folder = store.results / store.profile.name
     folder.mkdir(parents=True, exist_ok=True)
@@ -71,10 +70,10 @@ def seconds(parts: Parts, rounds: int) -> dict[str, np.ndarray]:
     names, found = list(parts), {name: [] for name in parts}
     for turn in range(rounds + 1):
         for name in [*names[turn % len(names):], *names[:turn % len(names)]]:
-            began_s = _now_s()
+            began_s = now_s()
             parts[name]()
             if turn:
-                found[name].append(_now_s() - began_s)
+                found[name].append(now_s() - began_s)
     return {name: np.array(values) for name, values in found.items()}
 
 
@@ -130,7 +129,7 @@ def step_parts(run: Run, store: Store) -> dict[str, Callable[[], None]]:
     head = getattr(model.student, 'bbox_head', None) or model.student.rpn_head
 
     def network() -> None:
-        _backward([one.square().mean() for one in _tensors(head(model.student.extract_feat(inputs)))], model.student)
+        _backward([one.square().mean() for one in maps_in(head(model.student.extract_feat(inputs)))], model.student)
 
     def loss() -> None:
         _backward([one(s, t, boxes, shapes) for one, s, t in zip(model.distill_losses.values(), f_s, f_t, strict=True)],
@@ -179,13 +178,6 @@ def _backward(terms: Sequence[Tensor], *modules: nn.Module) -> None:
         module.zero_grad(set_to_none=True)
 
 
-def _tensors(value: Any) -> list[Tensor]:
-    """Of what a head returns."""
-    if isinstance(value, Tensor):
-        return [value]
-    return [found for part in value for found in _tensors(part)] if isinstance(value, (list, tuple)) else []
-
-
 def _peak_bytes(once: Callable[[int], None]) -> int:
     torch.cuda.reset_peak_memory_stats()
     once(OBJECTS)
@@ -194,16 +186,6 @@ def _peak_bytes(once: Callable[[int], None]) -> int:
 
 def _device() -> torch.device:
     return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-
-
-def _device_name() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'
-
-
-def _now_s() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 # ---- what is told -----------------------------------------------------------------------------------------------

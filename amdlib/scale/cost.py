@@ -265,13 +265,13 @@ def measure_run(run: Run, dataset: Dataset | None, steps: int) -> dict[str, Any]
             model, optimizer = trainable(cfg, run, device)
             batch = made_batch(run, cfg)
             for step in range(WARM_UP_STEPS + steps):
-                began_s = _now_s(on_gpu)
+                began_s = now_s()
                 model.train_step(batch, optimizer)
                 if step >= WARM_UP_STEPS:
-                    seconds.append(_now_s(on_gpu) - began_s)
+                    seconds.append(now_s() - began_s)
     except torch.OutOfMemoryError as error:
         problem = f'out of memory: {str(error).splitlines()[0]}'
-    return {'device': torch.cuda.get_device_name() if on_gpu else 'CPU',
+    return {'device': device_name(),
             's_per_step': statistics.median(seconds) if seconds else math.nan,
             'memory_gib': torch.cuda.max_memory_allocated() / GIB if on_gpu else math.nan,
             'steps': len(seconds), 'batch_size': run.batch_size, 'image_px': '{}x{}'.format(*run.profile.image_px),
@@ -323,7 +323,13 @@ def _box_masks(boxes_xyxy_px: torch.Tensor, width: int, height: int) -> BitmapMa
     return BitmapMasks(masks.numpy(), height, width)
 
 
-def _now_s(on_gpu: bool) -> float:
-    if on_gpu:
+def device_name() -> str:
+    """Of the GPU that torch sees first, or CPU."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else 'CPU'
+
+
+def now_s() -> float:
+    """A clock that a GPU's work has caught up with."""
+    if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter()

@@ -81,7 +81,7 @@ def _reference(loss: Callable[..., Tensor] | type[LevelLoss]) -> str:
     body = loss if inspect.isfunction(loss) else next(
         (one for one in vars(loss).values() if inspect.isfunction(one)), loss.weighted_loss)
     file = Path(body.__code__.co_filename)
-    if loss.__module__ == '__main__' and not file.name.endswith('.py') or 'ipykernel' in str(file):
+    if file.parent.name.startswith('ipykernel_') or not file.is_file():     # where a debugger may have put the cell
         if not (cell := linecache.getlines(str(file))):
             raise SettingError(f'{loss.__name__}: its source is not to be had; write it to a file')
         file = CELLS.absolute() / f'{loss.__name__}.py'

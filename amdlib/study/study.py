@@ -268,6 +268,11 @@ class Study:
                                f'{", ".join(sorted(names))}')
         return export(wanted[0].id, self._store({}), made=wanted[0], output=output)
 
+    @functools.cached_property
+    def _exported(self) -> dict[tuple[str, int | None], dict[str, Path]]:
+        """What `predict` has written, by row and seed."""
+        return {}
+
     def test_pictures(self) -> list[Path]:
         """The files that it is tested on."""
         dataset = self.store.dataset
@@ -283,7 +288,9 @@ class Study:
         Errors: as of `export`; DataError for what is no picture.
         """
         row = row or next(one.name for one in self.rows if one.kind == 'method')
-        written = self.export(row, seed)
+        if (row, seed) not in self._exported:
+            self._exported[row, seed] = self.export(row, seed)
+        written = self._exported[row, seed]
         return predict(picture, written['config'], written['weights'], row, score)
 
     def status(self) -> list[str]:

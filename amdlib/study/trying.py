@@ -19,6 +19,7 @@ from amdlib.engine.runner import QuietRunner
 from amdlib.runs.config import config
 from amdlib.runs.run import Run
 from amdlib.runs.store import Store
+from amdlib.scale.cost import now_s
 from amdlib.scale.dryrun import GIB, PeakMemory
 from amdlib.words import log, minutes
 
@@ -49,9 +50,7 @@ class _Stopwatch(Hook):
         self.ends_s: list[float] = []
 
     def after_train_iter(self, *_: Any, **__: Any) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.ends_s.append(time.monotonic())
+        self.ends_s.append(now_s())
         if len(self.ends_s) == STEPS:
             raise _Enough
 
