@@ -153,7 +153,7 @@ bed: $(SETUP)  ## whether the test bed can tell methods apart: what must hold, s
 calibrate: $(SETUP)  ## choose one factor on each method's weights, on validation pictures (GROUP, ARM, METHODS)
 	@$(AMDLIB) calibrate $(WHERE) $(call opt,GROUP,--group) $(call opt,ARM,--arm) $(call opt,METHODS,--methods) $(call opt,SEEDS,--seeds) $(SET) $(MEANS) $(call flag,FORCE,--force)
 
-plan: $(SETUP)  ## train what docs/plan.md asks for, in the order of its value, and judge it (mini: 90 runs of four to five minutes a core)
+plan: $(SETUP)  ## train what docs/plan.md asks for, in the order of its value, and judge it (mini: 80 runs of four to five minutes a core)
 	@$(AMDLIB) plan $(WHERE) $(call opt,GROUP,--group) $(SET) $(MEANS)
 
 compare: $(SETUP)  ## set the results folders A and B side by side, such as of two machines
@@ -210,7 +210,7 @@ bench: $(SETUP)  ## how near a step is to its parts, and the losses to their con
 families: $(SETUP)  ## one distillation step with a detector of each of mmdet's families (docs/families.md; FORCE=1: all again)
 	@$(AMDLIB) families $(call flag,FORCE,--again)
 
-attest: $(SETUP)  ## prove that edited code gives the digits of the old, so that records count further (an hour on two cores)
+attest: $(SETUP)  ## prove that edited code gives the digits of the old, so that records count further (ten minutes on two cores)
 	@$(AMDLIB) attest -- $(call plain,COMMIT)
 
 test: $(SETUP)  ## all tests but the browser's (needs neither network nor GPU)
