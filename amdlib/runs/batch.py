@@ -18,6 +18,7 @@ from amdlib.errors import RunError
 from amdlib.files import ROOT
 from amdlib.runs import jobs, notebooks
 from amdlib.runs.device import default_jobs
+from amdlib.runs.forking import Forked, Forker
 from amdlib.runs.progress import describe, quiet_s, read_progress
 from amdlib.runs.run import Run, with_teachers
 from amdlib.runs.store import RECORD, Store, tidy
@@ -31,7 +32,7 @@ PARAMETERS = ('row', 'seed', 'settings', 'force', 'profile', 'data', 'how')     
 
 @dataclass
 class _Running:
-    process: subprocess.Popen
+    process: subprocess.Popen | Forked
     slot: int
     log: Path
     began_s: float
@@ -97,6 +98,7 @@ class _Batch:
         self.steps = {run: run.steps(images) for run in self.waiting}
         self.before = dict.fromkeys(self.waiting, 0.0)  # share of a run that an earlier batch made, where it goes on
         self.steps_done = 0.0
+        self.forks, self.forkers = self.to_do > 1, []   # whether it forks; the last one counts
 
     def go(self) -> None:
         try:
@@ -109,6 +111,8 @@ class _Batch:
             for child in self.running.values():
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(child.process.pid, signal.SIGTERM)
+            for forker in self.forkers:
+                forker.close()
         if self.failed:
             raise RunError(f'{len(self.failed)} of {self.to_do} runs failed:\n' + '\n'.join(
                 f'  {run.id}: {why}' for run, why in self.failed.items()))
@@ -138,11 +142,27 @@ class _Batch:
         command = [*jobs.write(job, folder), '--ends-with-stdin']
         console = notebook.with_suffix('.log') if notebook else folder / 'console.log'
         console.parent.mkdir(parents=True, exist_ok=True)
-        with open(console, 'w') as out:
-            # a pipe into which nothing is written: where it ends, this process was killed (engine.processes.end_with)
-            process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.PIPE,
-                                       env=self._environment(slot, run.recipe.gpus), start_new_session=True, cwd=ROOT)
+        environment = self._environment(slot, run.recipe.gpus)
+        process = None if notebook or run.recipe.gpus > 1 else self._forked(command, console, environment)
+        if process is None:
+            with open(console, 'w') as out:
+                # a pipe into which nothing is written: where it ends, this process was killed (engine.processes)
+                process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.PIPE,
+                                           env=environment, start_new_session=True, cwd=ROOT)
         self.running[run] = _Running(process, slot, console, time.monotonic())
+
+    def _forked(self, command: list[str], console: Path, environment: dict[str, str]) -> Forked | None:
+        """The command as a fork of a process that has imported what it needs; None where a process of its own is
+        better: on a GPU, for a run alone, and where none can be forked."""
+        if not self.forks or self.store.means.device != 'cpu' and torch.cuda.device_count():
+            return None
+        if not self.forkers or not self.forkers[-1].is_of_now():
+            self.forkers.append(Forker(environment))
+        try:
+            return self.forkers[-1].start(command[command.index('amdlib') + 1:], console, environment)
+        except RunError:
+            self.forks = False
+            return None
 
     def _environment(self, slot: int, gpus: int = 1) -> dict[str, str]:
         threads = max(1, len(os.sched_getaffinity(0)) // (self.at_once * gpus))
@@ -159,7 +179,8 @@ class _Batch:
             if child.process.poll() is None:
                 continue
             del self.running[run]
-            child.process.stdin.close()
+            if isinstance(child.process, subprocess.Popen):
+                child.process.stdin.close()
             self.finished += 1
             self.steps_done += self.steps[run] * (1 - self.before[run])
             found = self.store.state(run)
