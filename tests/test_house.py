@@ -11,7 +11,8 @@ PACKAGE = ROOT / 'amdlib'
 MODULES = sorted(PACKAGE.rglob('*.py'))
 every_module = pytest.mark.parametrize('path', MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
 # a module imports from its own floor's folder and from floors below; folders of one floor do not know each other
-FLOORS = (('errors', 'files', 'terminal', 'words', 'mmcv_ext'), ('methods',), ('paper', 'datasets', 'weights'),
+FLOORS = (('errors', 'evaluation', 'files', 'terminal', 'words', 'mmcv_ext'), ('methods',),
+          ('paper', 'datasets', 'weights'),
           ('engine',), ('runs',), ('show',), ('scale',), ('study',),
           ('cli', 'doctor', 'setup_venv', '__main__', '__init__'))
 TOGETHER = {0, len(FLOORS) - 1}     # the single modules below all and above all know each other

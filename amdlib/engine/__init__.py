@@ -1,4 +1,4 @@
-"""What decides a number: distiller, runner, checkpoints, COCO's numbers, and the training itself, told all by a `Task`.
+"""What decides a number: distiller, runner, checkpoints, and the training itself, told all by a `Task`.
 
 An edit here makes every recorded number stale: whatever only tells of a run (progress, advice, records) belongs in
 `runs`; rows, profiles and data sets are unknown here. Importing it registers all that a Config names (custom_imports).

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class LevelLoss(nn.Module):
@@ -97,7 +98,7 @@ def align_channels(student_channels: int, teacher_channels: int) -> nn.Module:
 
 def squared_error(f_t: Tensor, f: Tensor) -> Tensor:
     """Sum of squared differences over channels and positions, mean over images: two (N, C, H, W) -> 0-d."""
-    return (f_t - f).square().sum() / len(f_t)
+    return F.mse_loss(f, f_t, reduction='sum') / len(f_t)
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
     engine/                         whole, of which distiller.py and step.py for rows with a method, processes.py for
                                     several GPUs
-    weights/reading.py, mmcv_ext.py whole
+    weights/reading.py, evaluation.py, mmcv_ext.py
+                                    whole
     the method's file               whole, and of its siblings the definitions that it imports, and what those need
 
 Of these comments, docstrings, annotations, the words of errors, what is logged, and a method's label and published
@@ -59,7 +60,7 @@ def whole_files(distilled: bool, processes: bool, package: Path = PACKAGE) -> li
     left_out = {name for name, counts in (('distiller.py', distilled), ('step.py', distilled),
                                           ('processes.py', processes)) if not counts}
     engine = sorted(file for file in (package / 'engine').glob('*.py') if file.name not in left_out)
-    return [package / 'mmcv_ext.py', package / 'weights' / 'reading.py', *engine]
+    return [package / 'mmcv_ext.py', package / 'evaluation.py', package / 'weights' / 'reading.py', *engine]
 
 
 def _method_parts(method: str, package: Path) -> list[str]:

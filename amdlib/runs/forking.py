@@ -19,7 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from amdlib.errors import RunError
-from amdlib.files import ROOT
+from amdlib.files import ROOT, read_json
+from amdlib.runs import fingerprints
+from amdlib.runs.originals import get_config
+from amdlib.runs.run import Run
 
 
 class Forker:
@@ -82,12 +85,17 @@ class Forked:
         return self.returncode
 
 
-def serve(connection: int) -> dict[str, Any] | None:
-    """Answer until the other end is closed: None. In every child: what it is to do."""
+def load() -> None:
+    """Import what a child would."""
     import mmdet.utils
 
-    import amdlib.runs.train  # noqa: F401  (what a child would import)
+    import amdlib.runs.train  # noqa: F401
     mmdet.utils.register_all_modules(init_default_scope=False)
+
+
+def serve(connection: int) -> dict[str, Any] | None:
+    """Answer until the other end is closed: None. In every child: what it is to do."""
+    load()
     gc.freeze()     # or a child's first collection would copy all pages
     with socket.socket(fileno=connection) as own, own.makefile('rw') as lines:
         for line in lines:
@@ -95,10 +103,22 @@ def serve(connection: int) -> dict[str, Any] | None:
             if 'pid' in asked:
                 pid, status = os.waitpid(asked['pid'], os.WNOHANG)
                 answer = os.waitstatus_to_exitcode(status) if pid else None
-            elif not (answer := os.fork()):
-                return asked
+            else:
+                with contextlib.suppress(Exception):    # the child tells it
+                    _read_ahead(asked['words'])
+                if not (answer := os.fork()):
+                    return asked
             print(json.dumps(answer), file=lines, flush=True)
     return None
+
+
+def _read_ahead(words: list[str]) -> None:
+    """What the next children would read and parse again too: the kit's code and mmdet's configs, both remembered."""
+    run = Run.from_dict(read_json(words[words.index('job') + 1])['run'])
+    fingerprints.code_fingerprint(run)      # by each file's time
+    for name in (run.row.group.student_config, run.row.group.teacher_config):
+        if '::' in name:                    # one of the user's may change meanwhile
+            get_config(name)
 
 
 def become(asked: dict[str, Any]) -> None:

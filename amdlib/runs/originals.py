@@ -5,7 +5,6 @@ import functools
 import json
 import warnings
 
-from mmengine import hub
 from mmengine.config import Config
 
 from amdlib.errors import SettingError
@@ -20,6 +19,7 @@ def get_config(name: str) -> Config:
 
     Errors: SettingError where there is none, or where it cannot be read.
     """
+    from mmengine import hub  # which imports all that trains
     try:
         return hub.get_config(name) if '::' in name else Config.fromfile(name)
     except Exception as error:  # whatever a config of the user's raises

@@ -302,7 +302,7 @@ def made_batch(run: Run, cfg: Config) -> dict[str, list]:
     heads = student.roi_head.bbox_head if 'roi_head' in student else student.bbox_head
     classes = (heads[0] if isinstance(heads, list) else heads).num_classes
     inputs, samples = [], []
-    for _ in range(run.batch_size):
+    for place in range(run.batch_size):
         inputs.append(torch.randint(0, 256, (3, height, width), generator=draw, dtype=torch.uint8))
         sides = (0.1 + 0.3 * torch.rand(OBJECTS, 2, generator=draw)) * torch.tensor([width, height])
         corner = torch.rand(OBJECTS, 2, generator=draw) * (torch.tensor([width, height]) - sides)
@@ -311,7 +311,7 @@ def made_batch(run: Run, cfg: Config) -> dict[str, list]:
         if 'mask_head' in student.get('roi_head', {}):
             truth.masks = _box_masks(boxes_xyxy_px, width, height)
         samples.append(DetDataSample(gt_instances=truth, ignored_instances=InstanceData(bboxes=torch.zeros(0, 4)),
-                                     metainfo=dict(img_shape=(height, width), ori_shape=(height, width),
+                                     metainfo=dict(img_id=place, img_shape=(height, width), ori_shape=(height, width),
                                                    scale_factor=(1.0, 1.0))))
     return {'inputs': inputs, 'data_samples': samples}
 

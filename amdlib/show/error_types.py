@@ -27,8 +27,8 @@ import pandas as pd
 from pycocotools import mask
 from pycocotools.cocoeval import COCOeval
 
-from amdlib.engine.coco import evaluated
 from amdlib.errors import SettingError
+from amdlib.evaluation import evaluated
 from amdlib.show.stats import RECALLS, Matches
 
 TYPES = ('classification', 'localisation', 'both', 'duplicate', 'background', 'missed')

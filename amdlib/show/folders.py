@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from amdlib.engine.coco import METRICS
 from amdlib.errors import RunError
+from amdlib.evaluation import METRICS
 from amdlib.runs.record import read_record
 from amdlib.runs.store import Store, told_machine
 from amdlib.show.tables import as_markdown

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 
 import pandas as pd
 
-from amdlib.engine.coco import METRICS
 from amdlib.errors import SettingError
+from amdlib.evaluation import METRICS
 from amdlib.files import digest, sha256
 from amdlib.runs.run import Run
 from amdlib.runs.store import Store

@@ -19,8 +19,8 @@ import pandas as pd
 from pycocotools.cocoeval import Params
 from scipy.special import stdtrit
 
-from amdlib.engine.coco import METRICS, evaluated
 from amdlib.errors import SettingError
+from amdlib.evaluation import METRICS, evaluated
 
 _PARAMS = Params(iouType='bbox')
 THRESHOLDS, RECALLS, AREAS = _PARAMS.iouThrs, _PARAMS.recThrs, tuple(_PARAMS.areaRngLbl)

@@ -19,6 +19,7 @@ from mmengine.config import ConfigDict
 
 from amdlib.datasets import Dataset, coco_images
 from amdlib.errors import RunError
+from amdlib.evaluation import coco_numbers
 from amdlib.files import write_text
 from amdlib.paper.pairs import Group, find_group
 from amdlib.paper.printed import paper_label, paper_value
@@ -245,7 +246,6 @@ def behind(run: Run, store: Store) -> pd.DataFrame:
 
 def check_numbers(runs: Iterable[Run], store: Store) -> None:
     """RunError where a number of a run does not follow, to the last digit, from its stored detections."""
-    from amdlib.engine.coco import coco_numbers  # imports mmdet
     runs, wrong = list(runs), []
     for run in runs:
         recorded = store.record(run)['numbers']

@@ -18,6 +18,7 @@ import pandas as pd
 
 from amdlib.datasets import checks
 from amdlib.errors import KitError, RunError
+from amdlib.evaluation import coco_numbers
 from amdlib.files import read_csv, read_json, sha256
 from amdlib.paper.tables import TABLES, find_table, table_numbered
 from amdlib.runs import calibrate, evidence
@@ -163,7 +164,6 @@ def _reported(record: Mapping[str, Any], store: Store) -> Path:
 
 def _numbers(words: tuple[str, str]) -> dict[str, float | None] | str:
     """The 12 numbers of a file of detections, or why there are none."""
-    from amdlib.engine.coco import coco_numbers  # imports mmdet
     truth, detections = words
     try:
         return coco_numbers(truth, read_json(detections))

@@ -19,8 +19,8 @@ import amdlib
 from amdlib import cli
 from amdlib.cli import main
 from amdlib.datasets import ShapesSpec, prepare
-from amdlib.engine.coco import METRICS
 from amdlib.errors import RunError, SettingError, WeightsError
+from amdlib.evaluation import METRICS
 from amdlib.files import ROOT, write_json
 from amdlib.paper.pairs import GROUPS
 from amdlib.paper.printed import paper_lines, paper_value

@@ -11,7 +11,8 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from amdlib.engine.coco import METRICS, CocoNumbers, coco_numbers
+from amdlib.engine.coco import CocoNumbers
+from amdlib.evaluation import METRICS, coco_numbers
 from amdlib.files import read_json
 
 

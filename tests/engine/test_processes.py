@@ -23,9 +23,9 @@ from mmengine.model import MMDistributedDataParallel
 
 from amdlib.engine import distiller, processes
 from amdlib.engine.checkpoints import newest_whole
-from amdlib.engine.coco import METRICS, coco_numbers
 from amdlib.engine.training import Task, disk_is_full
 from amdlib.errors import RunError, WeightsError
+from amdlib.evaluation import METRICS, coco_numbers
 from amdlib.files import ROOT, read_json
 
 PROCESSES = 2

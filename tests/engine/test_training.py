@@ -14,9 +14,9 @@ import torch
 from mmdet.registry import MODELS
 
 from amdlib.engine import training
-from amdlib.engine.coco import METRICS, coco_numbers
 from amdlib.engine.training import disk_is_full, evaluate, peak_memory_bytes, train_and_test
 from amdlib.errors import WeightsError
+from amdlib.evaluation import METRICS, coco_numbers
 from amdlib.files import ROOT, read_json, sha256
 from amdlib.weights.reading import read_weights
 from amdlib.weights.writing import write_weights

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from amdlib.engine.coco import METRICS
+from amdlib.evaluation import METRICS
 from amdlib.paper.pairs import GROUPS
 from amdlib.paper.printed import CSV, paper_groups, paper_label, paper_lines, paper_value
 from amdlib.paper.tables import TABLES

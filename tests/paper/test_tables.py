@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from amdlib import methods
-from amdlib.engine.coco import METRICS
 from amdlib.errors import SettingError
+from amdlib.evaluation import METRICS
 from amdlib.paper.pairs import GROUPS
 from amdlib.paper.printed import CSV, paper_groups
 from amdlib.paper.rows import ROWS, cannot, find_row

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from amdlib.engine.coco import METRICS
+from amdlib.evaluation import METRICS
 from amdlib.files import write_json
 from amdlib.runs import fingerprints
 from amdlib.runs.config import config, settings_hash

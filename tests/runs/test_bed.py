@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from amdlib.engine import kept as kept_module
-from amdlib.engine.coco import coco_numbers
 from amdlib.engine.kept import KeptFeatures
 from amdlib.errors import RunError
+from amdlib.evaluation import coco_numbers
 from amdlib.files import read_json, sha256
 from amdlib.runs import config as config_module
 from amdlib.runs import run as run_module

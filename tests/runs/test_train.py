@@ -24,8 +24,8 @@ from mmengine.config import Config
 
 from amdlib import methods
 from amdlib.engine import runner, training
-from amdlib.engine.coco import METRICS, coco_numbers
 from amdlib.errors import RunError, WeightsError
+from amdlib.evaluation import METRICS, coco_numbers
 from amdlib.files import ROOT, read_json, sha256, write_json
 from amdlib.paper import pairs
 from amdlib.paper.pairs import GROUPS

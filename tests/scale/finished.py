@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from mmdet.registry import MODELS
 
-from amdlib.engine.coco import METRICS
+from amdlib.evaluation import METRICS
 from amdlib.files import sha256, write_json
 from amdlib.runs import fingerprints
 from amdlib.runs.config import config, settings_hash

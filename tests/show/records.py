@@ -3,7 +3,7 @@ import torch
 from mmdet.registry import MODELS
 from mmengine.registry import DefaultScope
 
-from amdlib.engine.coco import METRICS, coco_numbers
+from amdlib.evaluation import METRICS, coco_numbers
 from amdlib.files import sha256, write_json
 from amdlib.paper.rows import ROWS
 from amdlib.runs import fingerprints

@@ -1,8 +1,8 @@
 """compare.py: two runs side by side, by hand."""
 import pytest
 
-from amdlib.engine.coco import METRICS
 from amdlib.errors import RunError, SettingError
+from amdlib.evaluation import METRICS
 from amdlib.files import read_json
 from amdlib.runs.run import Run
 from amdlib.show.compare import compare_runs

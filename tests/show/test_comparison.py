@@ -3,8 +3,8 @@ from dataclasses import replace
 
 import pytest
 
-from amdlib.engine.coco import METRICS
 from amdlib.errors import RunError
+from amdlib.evaluation import METRICS
 from amdlib.files import read_json, write_json
 from amdlib.paper.pairs import GROUPS
 from amdlib.paper.rows import outside_row

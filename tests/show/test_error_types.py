@@ -4,8 +4,8 @@ import json
 import numpy as np
 import pytest
 
-from amdlib.engine.coco import coco_numbers
 from amdlib.errors import SettingError
+from amdlib.evaluation import coco_numbers
 from amdlib.show.error_types import TYPES, find_errors, side_by_side
 from tests.show.test_stats import random_run, random_truth
 

@@ -3,8 +3,8 @@ from dataclasses import replace
 
 import pytest
 
-from amdlib.engine.coco import METRICS
 from amdlib.errors import RunError
+from amdlib.evaluation import METRICS
 from amdlib.files import read_json, write_json
 from amdlib.runs.keeping import keep
 from amdlib.runs.run import Run

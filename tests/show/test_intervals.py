@@ -1,8 +1,8 @@
 """intervals.py: resampled once, kept by content, and those of stats."""
 import pytest
 
-from amdlib.engine.coco import METRICS
 from amdlib.errors import SettingError
+from amdlib.evaluation import METRICS
 from amdlib.files import read_json, write_json
 from amdlib.runs.run import Run
 from amdlib.runs.store import DETECTIONS

@@ -10,8 +10,8 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from amdlib.engine.coco import METRICS, coco_numbers
 from amdlib.errors import SettingError
+from amdlib.evaluation import METRICS, coco_numbers
 from amdlib.show import stats
 from amdlib.show.stats import AREAS, THRESHOLDS, ClassMatches, Matches
 

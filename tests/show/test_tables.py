@@ -5,8 +5,8 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 
-from amdlib.engine.coco import METRICS
 from amdlib.errors import RunError, SettingError
+from amdlib.evaluation import METRICS
 from amdlib.paper import printed
 from amdlib.paper.pairs import GROUPS
 from amdlib.paper.profiles import PROFILES

@@ -4,7 +4,7 @@ import math
 import pandas as pd
 import pytest
 
-from amdlib.engine.coco import METRICS
+from amdlib.evaluation import METRICS
 from amdlib.paper.tables import TABLES
 from amdlib.show import seeds, tables, verdicts
 from amdlib.show.verdicts import Pairs, judge, pair_up

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from amdlib.engine.coco import evaluated
+from amdlib.evaluation import evaluated
 from amdlib.files import digest, read_json, sha256
 from amdlib.runs.device import default_jobs
 from amdlib.runs.store import Store

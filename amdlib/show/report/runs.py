@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from amdlib.engine.coco import METRICS
 from amdlib.errors import KitError
+from amdlib.evaluation import METRICS
 from amdlib.files import digest
 from amdlib.paper.rows import ROWS
 from amdlib.runs.recipe import own_settings, parse

@@ -10,7 +10,7 @@ import pandas as pd
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from amdlib.datasets import Dataset
-from amdlib.engine.coco import METRICS
+from amdlib.evaluation import METRICS
 from amdlib.paper.profiles import PROFILES
 from amdlib.paper.tables import TABLES
 from amdlib.runs.run import table_runs

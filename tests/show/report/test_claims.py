@@ -4,7 +4,7 @@ import json
 import pandas as pd
 import pytest
 
-from amdlib.engine.coco import METRICS
+from amdlib.evaluation import METRICS
 from amdlib.paper import planned
 from amdlib.paper.claims import CLAIMS, Claim
 from amdlib.paper.profiles import PROFILES

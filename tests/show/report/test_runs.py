@@ -7,7 +7,7 @@ import pytest
 
 from amdlib.cli import parser
 from amdlib.cli.arguments import settings
-from amdlib.engine.coco import METRICS
+from amdlib.evaluation import METRICS
 from amdlib.files import read_json
 from amdlib.paper.profiles import PROFILES
 from amdlib.runs.run import Run
