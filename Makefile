@@ -43,6 +43,7 @@ AMDLIB  := $(PY) -m amdlib
 #? ONNX 1 exports the run as ONNX too
 #? MEASURE 1 has cost time a few steps of each row on this machine's GPU
 #? SWITCHES 1 has cost compare the switches for speed, each alone and all together (MEASURE=1: time them)
+#? SCALING 1 has bench measure how cost grows with images, batch, students and processes instead
 #? FIG table or figure, for why, such as fig4, table1 or significance
 #? A results folder, for compare
 #? B another one
@@ -53,7 +54,7 @@ AMDLIB  := $(PY) -m amdlib
 #? PUBLIC folder of the public code, for make goldens (see tests/goldens/)
 KNOWN := PROFILE DATA SPLIT SPLIT_SEED NEGATIVES DROP_BROKEN LAYOUT GROUP SEEDS SETTINGS METHOD ARM CONTROLS CALIBRATED \
          TEACHERS METHODS VALUES DEVICE JOBS ON SLURM FORCE WEIGHTS MIRRORS SKIP_TEACHER_CHECK WORKERS TENSORBOARD NAME LAB RUN \
-         ONNX MEASURE SWITCHES FIG A B COMMIT PYTHON VENV CPU PUBLIC
+         ONNX MEASURE SWITCHES SCALING FIG A B COMMIT PYTHON VENV CPU PUBLIC
 
 # some login shells set a CPU of their own
 ifeq ($(origin CPU),environment)
@@ -204,8 +205,8 @@ paper-dryrun: $(SETUP)  ## every row a few steps at the paper's architectures, w
 cost: $(SETUP)  ## steps, measured seconds a step, memory and GPU-hours of each row (MEASURE=1 times them here)
 	@$(AMDLIB) cost $(WHERE) $(SET) $(call flag,MEASURE,--measure) $(call flag,SWITCHES,--switches) $(call opt,DEVICE,--device)
 
-bench: $(SETUP)  ## how near a step is to its parts, and the losses to their convolutions: ratios, measured side by side here
-	@$(AMDLIB) bench $(WHERE) $(call opt,GROUP,--group) $(call opt,DEVICE,--device)
+bench: $(SETUP)  ## how near a step is to its parts, losses to their convolutions, and where a job's time goes: measured here, minutes
+	@$(AMDLIB) bench $(WHERE) $(call opt,GROUP,--group) $(call opt,DEVICE,--device) $(call flag,SCALING,--scaling)
 
 families: $(SETUP)  ## one distillation step with a detector of each of mmdet's families (docs/families.md; FORCE=1: all again)
 	@$(AMDLIB) families $(call flag,FORCE,--again)

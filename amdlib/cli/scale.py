@@ -62,15 +62,19 @@ def cost(given: Words) -> None:
 
 
 @command(*WHERE, GROUP, DEVICE, arg('--rounds', type=int, default=15, help='default 15'),
-         arg('--no-losses', action='store_true', help="leave out the losses at the paper's shapes, which take minutes"))
+         arg('--no-losses', action='store_true', help="leave out losses and operators at the paper's shapes: "
+                                                      'minutes'),
+         arg('--no-job', action='store_true', help='leave out where the time of a job goes: minutes of training'),
+         arg('--scaling', action='store_true', help='how cost grows instead, over images, batch, students, processes'))
 def bench(given: Words) -> None:
-    """Measure how near a distillation step is to its parts, and the losses to their convolutions: ratios, measured side
-    by side in one process."""
+    """Measure how near a distillation step is to its parts, the losses to their convolutions, and where a job's time
+    goes: ratios, measured side by side in one process."""
     from amdlib.runs.device import choose_device
-    from amdlib.scale import bench
+    from amdlib.scale import bench, scaling
     choose_device(given.device)
-    store = read.store(given)
-    SCREEN.say(bench.bench(store, [given.group] if given.group else (), given.rounds, not given.no_losses).read_text())
+    store, groups = read.store(given), [given.group] if given.group else ()
+    SCREEN.say((scaling.scaling(store, *groups) if given.scaling else bench.bench(
+        store, groups, given.rounds, not given.no_losses, not given.no_job)).read_text())
 
 
 @command(arg('names', nargs='*', help='of families, such as detr, to be tried again; default: all not tried yet'),

@@ -28,7 +28,6 @@ from amdlib.engine.taps import maps_in, tap
 from amdlib.engine.training import peak_memory_bytes
 from amdlib.errors import RunError
 from amdlib.files import write_json, write_text
-from amdlib.methods.level import LevelLoss
 from amdlib.paper.pairs import GROUPS
 from amdlib.runs.config import config
 from amdlib.runs.fingerprints import commit, machine
@@ -41,6 +40,7 @@ from amdlib.words import log, timestamp
 ROUNDS = 15
 SHAPES = ((100, 168), (50, 84), (25, 42), (13, 21), (7, 11))    # (H, W) of the levels of an 800x1344 picture
 IMAGES, CHANNELS, OBJECTS = 2, 256, 7
+LOSSES = ('amd', 'mgd', 'fgd', 'fkd')     # of the paper
 MANY = 100          # objects, on which FGD's time must not depend
 GOAL_STEP, GOAL_LOSS, GOAL_OPERATOR = 1.10, 1.05, 1.1
 OPERATOR_PX = SHAPES[2]     # of the map that operators are tried on
@@ -61,10 +61,9 @@ def bench(store: Store, groups: Iterable[str] = (), rounds: int = ROUNDS, with_l
     for group in groups:
         log.info(f'{group}: {rounds} rounds of steps')
         steps.append({'group': group, **of_steps(step_parts(Run.of(f'{group}-amd', store.profile), store), rounds)})
-    for method in methods.names() if with_losses else ():
-        if issubclass(methods.find_method(method), LevelLoss):
-            log.info(f'{method}: {few} rounds at the shapes of the paper')
-            losses.append({'method': method, **of_loss(method, few)})
+    for method in LOSSES if with_losses else ():
+        log.info(f'{method}: {few} rounds at the shapes of the paper')
+        losses.append({'method': method, **of_loss(method, few)})
     found = {'machine': machine(), 'threads': torch.get_num_threads(), 'device': device_name(), 'commit': commit(),
              'profile': store.profile.name, 'rounds': rounds, 'measured': timestamp(), 'steps': steps, 'losses': losses,
              'operators': of_operators(rounds) if with_losses else [],

@@ -89,6 +89,7 @@ def children(tmp_path, monkeypatch):
     experiment = notebook_with(tmp_path / 'experiment.ipynb', '\n'.join(f'{name} = None' for name in PARAMETERS))
     monkeypatch.setattr(batch, 'EXPERIMENT', experiment)
     monkeypatch.setattr(sys, 'executable', str(script))
+    monkeypatch.setattr(batch._Batch, '_forked', lambda *_: None)   # see test_forking.py
     monkeypatch.setattr(batch, 'POLL_S', 0.01)
     monkeypatch.setenv('EVENTS', str(tmp_path / 'events'))
     monkeypatch.setenv('FAILING', '')

@@ -16,7 +16,7 @@ def test_ratios_pair_the_rounds():
 
 def test_every_part_runs_once_a_round_in_an_order_that_turns_and_the_first_round_does_not_count(monkeypatch):
     now, order = [0.0], []
-    monkeypatch.setattr(bench, 'now_s', lambda: now[0])
+    monkeypatch.setattr(bench, 'clock_s', lambda: now[0])
 
     def part(name, takes_s):
         def run():
@@ -35,7 +35,7 @@ def test_parts_of_a_step_move_only_what_they_train(store, row):
     cell = parts['step'].__closure__
     model = next(one.cell_contents for one in cell if isinstance(one.cell_contents, torch.nn.Module))
     weights = {name: value.clone() for name, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
-    for name in ('network', 'teacher', 'loss', 'convolutions'):
+    for name in ('detector', 'network', 'teacher', 'loss', 'convolutions', 'update'):
         parts[name]()
         assert all(p.grad is None for p in model.parameters()), name
     changed = [name for name, value in model.state_dict().items()
@@ -47,17 +47,46 @@ def test_parts_of_a_step_move_only_what_they_train(store, row):
     losses = [name for name in weights if name.startswith('distill_losses') and weights[name].is_floating_point()]
     assert losses
     assert all(torch.equal(weights[name], after[name]) for name in losses)
-    parts['step']()
+    parts['kept']()
+    assert model.kept is None
     assert any(not torch.equal(weights[name], model.state_dict()[name]) for name in losses)
 
 
 def test_a_bench_is_written_with_machine_and_goal(store, monkeypatch):
     monkeypatch.setattr(bench, 'SHAPES', ((8, 8), (4, 4)))
     monkeypatch.setattr(bench, 'CHANNELS', 4)
-    monkeypatch.setattr(bench.methods, 'names', lambda: ('amd', 'fitnet'))
+    monkeypatch.setattr(bench, 'LOSSES', ('amd', 'fgd'))
+    monkeypatch.setattr(bench, 'OPERATOR_PX', (4, 5))
+    monkeypatch.setattr(bench.where, 'of_job', lambda store, group: {'parts': {'start-up': 1.0, 'student: update': 3.0},
+                                                                     'import_s': 5.0, 'runs': 3})
     text = bench.bench(store, ['retinanet'], rounds=2).read_text()
     assert '| retinanet | ' in text
     assert '| amd      | ' in text
     assert f'{torch.get_num_threads()} thread' in text
     assert 'the goal' in text
+    assert 'Not arithmetic: 1 s, 25%. ' in text
+    assert 'which would be 10 s more' in text
     assert (store.results / store.profile.name / 'bench.json').is_file()
+
+
+@pytest.mark.parametrize('name', ['deformable convolution', 'RoIAlign', 'NMS'])
+def test_ways_of_an_operator_agree(monkeypatch, name):
+    """What is timed against each other is the same computation."""
+    monkeypatch.setattr(bench, 'CHANNELS', 4)
+    monkeypatch.setattr(bench, 'OPERATOR_PX', (6, 7))
+    kit, *others = bench.operators(torch.device('cpu'))[name].values()
+    mine = kit()
+    for other in others:
+        for one, same in zip(mine if name != 'NMS' else mine[1:], other() if name != 'NMS' else [other()], strict=True):
+            torch.testing.assert_close(one, same, rtol=1e-4, atol=1e-3)
+
+
+def test_memory_is_that_of_one_pass():
+    """64 MB, kept until the backward pass, are seen; what was there before is not."""
+    there = torch.ones(8 << 20)
+
+    def once(_objects):
+        kept = torch.ones(16 << 20)
+        del kept
+    assert 60e6 < bench.peak_bytes(once) < 90e6
+    assert len(there)
