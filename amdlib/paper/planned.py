@@ -1,7 +1,8 @@
 """The comparisons that docs/plan.md names, as data: what was to be asked before the reported seeds were trained."""
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -14,6 +15,7 @@ class Planned:
     seeds: int = 5
     calibrated: bool = False    # weights of the methods by the committed factors instead of by the rule
     primary: bool = False
+    settings: dict[str, Any] = field(default_factory=dict, hash=False)  # that change the bed; each row takes its own
 
     @property
     def all_seeds(self) -> range:
@@ -34,4 +36,24 @@ PLANNED = (
     Planned('FGD over baseline', 'fgd', 'baseline'),
     Planned('FKD over baseline', 'fkd', 'baseline'),
     Planned('FitNet over baseline', 'fitnet', 'baseline'),
+)
+
+_BEDS = {
+    'teacher 1': {'teachers': 'fresh', 'teacher_seed': 1}, 'teacher 2': {'teachers': 'fresh', 'teacher_seed': 2},
+    'SGD': {'optimizer': 'sgd'}, 'levels 0 to 2': {'levels': (0, 1, 2)}, 'half the reference': {'reference': 0.25},
+    'twice the reference': {'reference': 1.0}, 'one constant for all levels': {'one_scale': True}}
+
+# judged a line alone: the primary comparison on other beds; controls; MGD's head start; the paper's future work
+EXPLORATORY = (
+    *(Planned(f'{label} over MGD, {bed}', row, 'mgd', seeds=3, settings=settings) for bed, settings in _BEDS.items()
+      for label, row in (('AMD', 'amd'), *((('FGD', 'fgd'),) if bed.endswith(('reference', 'levels')) else ()))),
+    *(Planned(f'AMD over same share at random, {bed}', 'amd', 'amd-permuted', seeds=3, settings=settings)
+      for bed, settings in _BEDS.items() if bed.startswith('teacher')),
+    *(Planned(f'AMD over {label}', 'amd', f'amd-{row}') for row, label in (
+        ('inverted', 'same share, least attention'), ('allmasked', 'everything masked'), ('unmasked', 'nothing masked'),
+        ('shuffled', "another picture's features"), ('untrained', 'an untrained teacher'))),
+    Planned('MGD over inherit', 'mgd', 'inherit', 'inherit', seeds=8),
+    Planned('AMD over MGD, inherit', 'amd', 'mgd', 'inherit', seeds=8),
+    Planned('spread attention over AMD', 'amd-spread', 'amd'),
+    Planned('smoothed attention over AMD', 'amd-smoothed', 'amd'),
 )
