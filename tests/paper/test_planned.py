@@ -37,11 +37,11 @@ def test_the_page_and_the_data_name_the_same_exploratory_comparisons():
                  for key, value in one.settings.items()]
         assert settings == ', '.join(given or ['arm inherit'] * (one.arm == 'inherit'))
         assert seeds == f'0 to {one.seeds - 1}'
-        assert (one.primary, one.calibrated) == (False, False)
+        assert (one.kind, one.calibrated) == ('exploratory', False)
 
 
 def test_one_comparison_is_primary_and_comes_first():
-    assert [one.primary for one in PLANNED] == [True] + [False] * (len(PLANNED) - 1)
+    assert [one.kind for one in PLANNED] == ['primary'] + ['named'] * (len(PLANNED) - 1)
     assert (PLANNED[0].row, PLANNED[0].over, PLANNED[0].arm, PLANNED[0].calibrated) == ('amd', 'mgd', 'alone', False)
 
 
