@@ -10,8 +10,8 @@ PY      := $(VENV)/bin/python
 SETUP   := $(VENV)/.setup-done
 AMDLIB  := $(PY) -m amdlib
 
-#? PROFILE mini (default: shapes, narrow networks, minutes on a CPU), small (a real data set), paper (COCO)
-#? DATA folder of the data set, for PROFILE=small (COCO, Pascal VOC, YOLO: docs/data.md) and PROFILE=paper (COCO 2017)
+#? PROFILE mini (default: shapes, narrow networks, minutes on a CPU), bccd (BCCD, the same networks), small (a real data set), paper (COCO)
+#? DATA folder of the data set, for PROFILE=bccd, PROFILE=small (COCO, Pascal VOC, YOLO: docs/data.md) and PROFILE=paper (COCO 2017)
 #? SPLIT share that is trained on, such as 0.8, where DATA is not split; the rest is reported
 #? SPLIT_SEED of that split; default: 0
 #? NEGATIVES keep (images without a box are trained on too) or drop (left out everywhere); default: not trained on
