@@ -64,8 +64,9 @@ MEANS = (DEVICE, *PUBLISHED,
          arg('--teacher-check-images', type=int, metavar='N',
              help="images on which a published teacher's mAP is checked before training; default 300"),
          arg('--skip-teacher-check', action='store_true', help='train whatever the teacher is like'))
-OF_TARGETS = (*WHERE, GROUP, SEEDS, arg('--values', nargs='+', default=[], metavar='X', help='of the sweep in fig4'),
-              *SETTINGS, METHODS, ARM, CONTROLS, CALIBRATED)
+OF_TABLE = (GROUP, SEEDS, METHODS, ARM, CONTROLS, CALIBRATED)
+OF_TARGETS = (*WHERE, *OF_TABLE, arg('--values', nargs='+', default=[], metavar='X', help='of the sweep in fig4'),
+              *SETTINGS)
 OF_RUN = (
     arg('--work-dir', type=Path, metavar='DIR', help='put the run here, outside the tables'),
     arg('--resume', action='store_true', help='an error unless the run goes on from a checkpoint (it does so '
@@ -88,6 +89,16 @@ OF_EXPORT = (
     arg('--set', action='append', default=[], metavar='KEY=FILE',
         help='a weight file that the run was made with; repeatable'),
     arg('--method', metavar='FILE.py:CLASS', help='the loss of your own that the run was made with'))
+
+
+def changed(given: Words, *arguments: tuple[tuple[str, ...], dict[str, Any]]) -> list[str]:
+    """Those of some arguments that are given and not as by default, as they are written: `--split`."""
+    found = []
+    for (flag, *_), options in arguments:
+        name = options.get('dest') or flag.lstrip('-').replace('-', '_')
+        if getattr(given, name, None) not in (None, False, [], options.get('default')):
+            found.append(flag)
+    return found
 
 
 def settings(given: Words) -> dict[str, Any]:
@@ -163,6 +174,11 @@ def store(given: Words, stream: TextIO | None = None) -> Store:
     return _seen(found)
 
 
+def seen_means(given: Words) -> dict[str, Any]:
+    """What is given of `Means`, its device chosen."""
+    return _chosen(means(given))
+
+
 def store_for_plans(given: Words) -> Store:
     """The same; at the profile paper without --data, one whose data set is None: COCO 2017, wherever it is."""
     from amdlib.files import ROOT
@@ -177,9 +193,13 @@ def store_for_plans(given: Words) -> Store:
 
 
 def _seen(found: Store) -> Store:
+    return found.with_means(**_chosen({'device': found.means.device})) if found.means.device else found
+
+
+def _chosen(means: dict[str, Any]) -> dict[str, Any]:
     """Where a device is named, this process and those that it starts see no other."""
-    if found.means.device is None:
-        return found
+    if not (device := means.get('device')):
+        return means
     from amdlib.runs.device import choose_device
-    choose_device(found.means.device)
-    return found.with_means(device=found.means.device.partition(':')[0])    # the N-th is the only one now
+    choose_device(device)
+    return {**means, 'device': device.partition(':')[0]}    # the N-th is the only one now

@@ -5,8 +5,7 @@ import sys
 from pathlib import Path
 
 from amdlib.cli import arguments as read
-from amdlib.cli import studies
-from amdlib.cli.arguments import GROUP, JOBS, METHODS, SEED, SEEDS, SETTINGS, WHERE, Words, arg
+from amdlib.cli.arguments import GROUP, JOBS, SEED, SETTINGS, WHERE, Words, arg
 from amdlib.cli.parsing import command
 from amdlib.errors import SettingError
 from amdlib.terminal import SCREEN
@@ -54,24 +53,6 @@ def show(given: Words) -> None:
     from amdlib.runs.run import Run
     run = Run.of(given.row, given.profile, given.seed, read.settings(given))
     print(config(run, read.store_for_plans(given).dataset).pretty_text)
-
-
-@command(arg('name', nargs='?', default='table1', help='table1 (default) to table6'), *WHERE, GROUP, SEEDS, *SETTINGS,
-         METHODS, read.ARM, read.CONTROLS, read.CALIBRATED)
-def table(given: Words) -> None:
-    """Print a table, or that of a study (a .toml file), from the records that are there."""
-    if given.name.endswith('.toml'):
-        return studies.table(given.name)
-    from amdlib.paper.tables import find_table
-    from amdlib.runs.calibrate import with_factors
-    from amdlib.runs.run import table_runs
-    from amdlib.show import tables
-    wanted = find_table(given.name).with_methods(given.methods)
-    wanted = wanted.with_controls() if given.controls else wanted
-    runs = table_runs(wanted, given.profile, given.group, read.seeds(given), read.settings(given), arm=given.arm)
-    store = read.store(given).with_kept()
-    runs = with_factors(runs, store) if given.calibrated else runs
-    SCREEN.say(tables.readable(tables.tidy(wanted, store.collect(runs)), store.profile))
 
 
 @command(arg('runs', nargs='*', metavar='RUN', help='such as retinanet-amd-s0; default: all runs and tables here'),

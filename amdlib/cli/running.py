@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from amdlib.cli import arguments as read
 from amdlib.cli import studies
-from amdlib.cli.arguments import FORCE, JOBS, MEANS, OF_TARGETS, SEED, SEEDS, SETTINGS, WHERE, Words, arg
+from amdlib.cli.arguments import FORCE, JOBS, MEANS, OF_TABLE, OF_TARGETS, SEED, SEEDS, SETTINGS, WHERE, Words, arg
 from amdlib.cli.parsing import command
 from amdlib.errors import SettingError
 from amdlib.terminal import SCREEN
@@ -20,12 +20,15 @@ if TYPE_CHECKING:
     from amdlib.runs.targets import Given, Target
 
 
-@command(arg('row', help='such as retinanet-amd, or retinanet-path/to/file.py:CLASS for a loss of your own; or '
-                         'STUDY.toml'), *WHERE,
-         SEED, *SETTINGS, *MEANS, JOBS, FORCE, *read.OF_RUN)
+@command(arg('row', help='such as retinanet-amd, or retinanet-path/to/file.py:CLASS for a loss of your own; or a '
+                         'study: STUDY.toml, or a table such as table1'), *WHERE,
+         SEED, *SETTINGS, *MEANS, JOBS, FORCE, *read.OF_RUN, *OF_TABLE)
 def run(given: Words) -> None:
-    """Train and evaluate one row (and its teacher, where that is missing), or a whole study, a .toml file."""
-    if given.row.endswith('.toml'):
+    """Train and evaluate one row (and its teacher, where that is missing), or a study: a .toml file, or a table."""
+    of_other, what = ([SEED, FORCE, *read.OF_RUN], 'row') if studies.is_study(given.row) else (OF_TABLE, 'table')
+    if changed := read.changed(given, *of_other):
+        raise SettingError(f'{given.row}: {changed[0]} is for a {what}')
+    if studies.is_study(given.row):
         return studies.run(given.row, given)
     from amdlib.runs.run import Run
     from amdlib.runs.train import train
@@ -82,7 +85,7 @@ def batch(given: Words) -> None:
 def status(given: Words) -> None:
     """Say which runs are done, running, failed, stale or missing, and why; of targets, or of a study, a .toml file."""
     if [name.endswith('.toml') for name in given.targets] == [True]:
-        return studies.status(given.targets[0])
+        return studies.status(given.targets[0], given)
     from amdlib.runs import targets
     given.targets = given.targets or ['all']
     wanted, asked = _asked(given)

@@ -21,7 +21,7 @@ from amdlib.datasets.formats.coco import FirstOfCoco, coco_2017
 from amdlib.datasets.formats.shapes import Shapes
 from amdlib.datasets.scene import ShapesSpec
 from amdlib.errors import DataError
-from amdlib.words import log, some
+from amdlib.words import log, plural, some
 
 _EXPECTED = {'folder': 'a data set in COCO, Pascal VOC, YOLO or another layout (docs/data.md)',
              'coco': 'COCO 2017', 'first_of_coco': 'COCO 2017'}
@@ -111,8 +111,12 @@ def _remake(source: Source, home: Path, manifest: dict) -> dict:
             manifest = _examined(source, folder, source.make(folder))
         except DataError as error:      # it names the user's files: those that are written here will be gone
             ours = re.compile(rf'{re.escape(str(folder))}/(?:{WHOLE}/)?(\w+\.json)')
-            raise DataError([ours.sub(lambda found: str(source.origins.get(found[1], found[0])), problem)
-                             for problem in error.problems]) from None
+            problems = [ours.sub(lambda found: str(source.origins.get(found[1], found[0])), problem)
+                        for problem in error.problems]
+            broken = sum('not readable as an image' in problem for problem in problems)
+            way_out = [f'{plural(broken, "image", "images")} cannot be read; --drop-broken (DROP_BROKEN=1) leaves '
+                       f'{"it" if broken == 1 else "them"} out'] if broken and not source.self_made else []
+            raise DataError([*way_out, *problems]) from None
         store.write_manifest(source, folder, manifest)
     return manifest
 

@@ -26,6 +26,11 @@ class Table:
     controls: tuple[str, ...] = ()  # names of rows that are shown where they are asked for
     ours: bool = False              # not the paper's: made where it is asked for by name, and no claim rests on it
 
+    @property
+    def heading(self) -> str:
+        """`Table II: The parts of AMD`; of a table of ours its title."""
+        return self.title if self.ours else f'Table {self.number}: {self.title}'
+
     def rows(self, group: str | None = None) -> list[Row]:
         """The rows of every group of the table, or of one. Errors: SettingError for a group that it lacks."""
         if group and group not in self.groups:

@@ -3,8 +3,10 @@ import re
 
 import pytest
 import torch
+from mmdet.registry import MODELS
 
 from amdlib.errors import SettingError, WeightsError
+from amdlib.runs.originals import get_config
 from amdlib.study.pair import pair
 
 CLASSES = ('cross', 'disc')
@@ -48,6 +50,20 @@ def test_named_modules_are_paired_by_size_and_what_no_head_sees_is_told(home):
         pair(str(home / 'small.py'), str(home / 'large.py'), teacher_features=('neck.no_convs.0',))
     with pytest.raises(SettingError, match=r"GFL: 'neck' gives no feature map"):
         pair(str(home / 'small.py'), str(home / 'large.py'), features='neck')
+
+
+def test_built_models_are_looked_at_and_left_as_they_are(home):
+    student, teacher = (MODELS.build(get_config(str(home / f'{name}.py')).model) for name in ('small', 'large'))
+    student.train()
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    found = pair(student, teacher, CLASSES)
+    assert found.strides == (8, 16, 32, 64, 128)
+    assert found.describe().startswith('GFL ResNet-18 (built) <- GFL ResNet-18 (built)\ncompared: stride 8: 64 <- 64')
+    assert student.training
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+    assert pair(student, str(home / 'large.py')).channels == found.channels
+    with pytest.raises(SettingError, match='Linear: expected a config, or a detector of mmdet that is built'):
+        pair(torch.nn.Linear(1, 1), teacher)
 
 
 def test_maps_of_no_common_size_are_told_with_both_lists(home):

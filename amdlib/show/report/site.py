@@ -16,6 +16,7 @@ from typing import Any
 import pandas as pd
 
 from amdlib.errors import RunError, SettingError
+from amdlib.paper.pairs import GROUPS
 from amdlib.paper.tables import TABLES
 from amdlib.runs import fingerprints
 from amdlib.runs.store import Store
@@ -78,7 +79,8 @@ class Contents:
         drawn = [line for line in judged if line.low is not None]    # one seed has no interval
         variants = {name: [one for one in self.found if one.startswith(f'{name}_')] for name in TABLES}
         return {
-            'tables': TABLES.values(), 'figures': FIGURES, 'found': self.found, 'sources': self.sources, 'alts': alts,
+            'tables': TABLES.values(), 'detectors': {name: group.student_label for name, group in GROUPS.items()},
+            'figures': FIGURES, 'found': self.found, 'sources': self.sources, 'alts': alts,
             'runs': self.listed, 'entries': self.entries, 'group_title': tables.group_title,
             'reference_label': tables.reference_label, 'claims': judged, 'summary': claims.summary(judged),
             'drawn': drawn, 'drawn_alt': words.of_claims(drawn), 'scale': drawings.Scale.of(
