@@ -1,4 +1,4 @@
-"""A loss of one's own, from a file or a cell of a notebook, as a method."""
+"""A loss of one's own, from a file, a script or a cell of a notebook, as a method."""
 from __future__ import annotations
 
 import ast
@@ -29,8 +29,9 @@ def method(loss: Callable[..., Tensor] | type[Method]) -> type[Method]:
     learnt beside the student), and the teacher's, both (N, C, H, W); if it has four parameters, also boxes and image
     shapes as of `LevelLoss`. It returns a mean over elements, 0-d; the option `weight` multiplies it.
 
-    A run trains in a process of its own, which reads the loss from its file. That of a notebook's cell is written to
-    `results/losses/` with what the cell imports and defines: it must import all that it needs itself.
+    A run trains in a process of its own, which reads the loss from its file. That of a notebook's cell, or of the script
+    that is run, is written to `results/losses/` with what is imported and defined there: a cell must import all that it
+    needs itself.
     Errors: SettingError for what is neither, and where its source is not to be had.
     """
     if inspect.isclass(loss) and issubclass(loss, (LevelLoss, StepLoss)):
@@ -83,25 +84,25 @@ def _class_of(function: Callable[..., Tensor]) -> type[LevelLoss]:
 
 
 def _reference(loss: Callable[..., Tensor] | type[Method]) -> str:
-    """`/path/to/file.py:name`; a cell is written to a file first."""
+    """`/path/to/file.py:name`; what a cell or a script defines is written to a file first."""
     body = loss if inspect.isfunction(loss) else next(
         (one for one in vars(loss).values() if inspect.isfunction(one)), loss.forward)
     file = Path(body.__code__.co_filename)
-    if file.parent.name.startswith('ipykernel_') or not file.is_file():     # where a debugger may have put the cell
-        if not (cell := linecache.getlines(str(file))):
+    if loss.__module__ == '__main__':       # a cell, or a script, which would train once more wherever the loss is read
+        if not (source := linecache.getlines(str(file))):
             raise SettingError(f'{loss.__name__}: its source is not to be had; write it to a file')
         file = CELLS.absolute() / f'{loss.__name__}.py'
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(file, _definitions(cell))
+        write_text(file, _definitions(source))
     return absolute(f'{file}:{loss.__name__}')
 
 
-def _definitions(cell: list[str]) -> str:
-    """Of a cell's lines its imports, functions, classes and constants: what it does besides is not done again."""
+def _definitions(source: list[str]) -> str:
+    """Of lines of code the imports, functions, classes and constants: what is done besides is not done again."""
     kept = []
-    for node in ast.parse(''.join(cell)).body:
+    for node in ast.parse(''.join(source)).body:
         is_constant = isinstance(node, (ast.Assign, ast.AnnAssign)) and isinstance(node.value, ast.Constant)
         if is_constant or isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)):
             first = min([node.lineno, *(one.lineno for one in getattr(node, 'decorator_list', []))])
-            kept.append(''.join(cell[first - 1:node.end_lineno]))
+            kept.append(''.join(source[first - 1:node.end_lineno]))
     return '\n'.join(kept)

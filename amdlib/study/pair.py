@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import copy
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +80,7 @@ def pair(student: str | nn.Module, teacher: str | nn.Module, classes: Dataset | 
                            f'{told_sizes(maps[1], PROBE_PX[True])}')
     classes = classes.classes if isinstance(classes, Dataset) else tuple(classes)
     knows, told = _knows(teacher, classes, teacher_weights)
+    told += _first_weights(student=student, teacher='' if teacher_weights else teacher) if not scratch else ()
     one_stage = not hasattr(built[0], 'roi_head')
     group = Group(config_name(student), _label(student, built[0]), _label(teacher, built[1]), student, teacher, '',
                   one_stage=one_stage, levels=tuple(range(len(places))), weights_of=LIKE[one_stage], own=True,
@@ -106,7 +108,9 @@ def _built(detector: str | nn.Module) -> nn.Module:
     model = ConfigDict(cfg.model)
     model.backbone.init_cfg = None
     try:
-        return MODELS.build(model).eval()
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')     # mmdet's of its own old names
+            return MODELS.build(model).eval()
     except Exception as error:  # whatever a detector raises: a missing package, an operator, a wrong argument
         raise SettingError(f'{detector} cannot be built: {type(error).__name__}: {error}') from error
 
@@ -169,6 +173,15 @@ def _knows(teacher: str, classes: tuple[str, ...], weights: str | Path | None) -
         knows = [name.lower() for name in own] == [name.lower() for name in classes]
         how = f'its {len(own)} classes are {"" if knows else "not "}those of the data'
     return knows, (f'teacher: {how}; {"evaluated" if knows else "not evaluated: only backbone and neck are used"}',)
+
+
+def _first_weights(**configs: str) -> tuple[str, ...]:
+    """From where the backbones of configs start."""
+    found = {side: (get_config(name).model.backbone.get('init_cfg') or {}).get('checkpoint')
+             for side, name in configs.items() if name}
+    told = ', '.join(f'{side} {where}' for side, where in found.items() if where)
+    return (f'first weights of the backbones: {told}; fetched when training begins, where it is an address '
+            '(scratch = true leaves them out, student_backbone names a file instead)',) if told else ()
 
 
 def _classes_in(weights: Path) -> list[str] | None:

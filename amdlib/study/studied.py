@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,9 @@ from amdlib.runs.run import Run, with_teachers
 from amdlib.runs.store import Store
 from amdlib.study.prediction import Prediction, predict
 from amdlib.study.trying import try_steps
+
+if TYPE_CHECKING:
+    from amdlib.methods import Method
 
 
 class Studied(ABC):
@@ -132,17 +135,18 @@ class Studied(ABC):
 
     # ---- a detector of it -------------------------------------------------------------------------------------------
 
-    def export(self, row: str, seed: int | None = None, output: str | Path | None = None) -> dict[str, Path]:
+    def export(self, row: str | type[Method], seed: int | None = None, output: str | Path | None = None) -> dict[str, Path]:
         """A row's detector as files for stock mmdet (see `scale.export`): config, weights, card.
 
         Args:
-            row: such as 'amd', 'baseline' or the name of a loss of yours; with several pairs 'retinanet-amd'.
+            row: such as 'amd', 'baseline', a loss of yours or its name; with several pairs 'retinanet-amd'.
             seed: of the student; default: the first.
         Errors: SettingError for a row that it lacks; RunError where it is not done.
         """
         from amdlib.scale.export import export
-        names = {run.row.name for run in self.runs()}
-        wanted = [run for run in self.runs() if row in (run.row.name, run.row.id) and seed in (None, run.seed)]
+        row, names = getattr(row, 'LABEL', row), {run.row.name for run in self.runs()}
+        wanted = [run for run in self.runs() if row in (run.row.name, run.row.id, run.row.label)
+                  and seed in (None, run.seed)]
         if not wanted:
             raise SettingError(f'the study has no {row!r}{"" if seed is None else f" of seed {seed}"}; it has: '
                                f'{", ".join(sorted(names))}')
@@ -158,7 +162,7 @@ class Studied(ABC):
         dataset = self.store.dataset
         return [dataset.test_images / image['file_name'] for image in read_json(dataset.test_ann)['images']]
 
-    def predict(self, picture: str | Path | np.ndarray, row: str | None = None, seed: int | None = None,
+    def predict(self, picture: str | Path | np.ndarray, row: str | type[Method] | None = None, seed: int | None = None,
                 score: float = 0.3) -> Prediction:
         """What a row's detector finds in a picture, above a score.
 
@@ -167,7 +171,7 @@ class Studied(ABC):
             row: such as 'baseline'; default: the first method.
         Errors: as of `export`; DataError for what is no picture.
         """
-        row = row or next(run.row.name for run in self.runs() if run.row.kind == 'method')
+        row = getattr(row, 'LABEL', row) or next(run.row.name for run in self.runs() if run.row.kind == 'method')
         if (row, seed) not in self._exported:
             self._exported[row, seed] = self.export(row, seed)
         written = self._exported[row, seed]

@@ -33,7 +33,7 @@ from amdlib.study.own_loss import named
 from amdlib.study.pair import Pair, config_name, pair
 from amdlib.study.paper_table import PaperTable
 from amdlib.study.studied import Studied
-from amdlib.words import number
+from amdlib.words import log, number, show_log
 
 if TYPE_CHECKING:
     from amdlib.methods import Method
@@ -249,11 +249,12 @@ class Study(Studied):
         for row in self.rows:
             own = records[records.row == row.name]
             line = {'': self._label(row), 'mAP': number(own.mAP.astype(float).mean(), '.1f')}
+            line |= {'gain': '', 'verdict': ''}     # first: a terminal leaves out the last columns
             if self.baseline and row.kind not in ('teacher', 'baseline'):
                 found = judge(pair_up(records, row.group.name, row.name, 'baseline'), 'mAP', on_images)
                 line |= {'gain': interval(pd.Series(found._asdict())), 'verdict': found.verdict}
             lines.append(line | {name: number(own[name].astype(float).mean(), '.1f') for name in METRICS[1:]})
-        return pd.DataFrame(lines).fillna('')
+        return pd.DataFrame(lines)
 
     def _label(self, row: Row) -> str:
         """Its label, with the options that it has of its own."""
@@ -268,7 +269,7 @@ class Study(Studied):
         notes = [*(f'- {note}' for note in [*dataset.notes, *self.warnings()]), f'- {CAN_SHOW}']
         return write_markdown(self.store.folder / 'table.md', [
             f'# {self.pair.group.student_label} <- {self.pair.group.teacher_label}, {dataset.name}', as_markdown(table),
-            '\n'.join(notes), self.describe()])
+            '\n'.join(notes), f'```\n{self.describe()}\n```'])
 
     def describe(self) -> str:
         """The pair, the ways that are taken, and how the Configs differ from the user's."""
@@ -286,6 +287,7 @@ def data(folder: str | Path, **choice: Any) -> Dataset:
         choice: how it is read, such as split=0.8.
     Errors: DataError with file and value of each problem; SettingError for a choice that is none.
     """
+    _tell()
     return prepare('folder', folder, Path('results', 'data').absolute(), **choice)
 
 
@@ -296,6 +298,13 @@ def distill(data: str | Path, student: str, teacher: str, *methods: str | type[M
         methods: names, or what `own_loss.method` has decorated; default: AMD.
         more: of `Study` and `Means`, such as teacher_weights, size, seeds=(0, 1, 2), split=0.8, jobs=2.
     """
+    _tell()
     means = {one.name: more.pop(one.name) for one in fields(Means) if one.name in more}
     asked = {'data': str(data), 'student': student, 'teacher': teacher, **more}
     return Study.of({**asked, 'methods': methods or ('amd',)}).run(**means)
+
+
+def _tell() -> None:
+    """Show what the kit says, unless somebody has said where."""
+    if not log.handlers:
+        show_log()

@@ -75,6 +75,26 @@ def test_a_loss_of_a_cell_is_written_to_a_file_that_stands_alone(cell, tmp_path,
     assert [run.row.name for run in study.runs()] == ['teacher', 'baseline', 'hinge.hinge', 'amd']
 
 
+SCRIPT = '''
+import amdlib
+from amdlib.study.own_loss import named
+from amdlib.methods import find_method
+
+@amdlib.method
+def closer(f_s, f_t):
+    return (f_s - f_t).abs().mean()
+
+print('once', find_method(named(closer)).__name__)
+'''
+
+
+def test_a_loss_of_a_script_is_read_without_running_the_script_again(tmp_path):
+    (tmp_path / 'mine.py').write_text(SCRIPT)
+    told = subprocess.run([sys.executable, 'mine.py'], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert told == 'once closer\n'
+    assert 'print' not in (tmp_path / 'results' / 'losses' / 'closer.py').read_text()
+
+
 STEP_CELL = '''
 import amdlib
 from amdlib.methods.step import StepLoss

@@ -66,6 +66,15 @@ def test_built_models_are_looked_at_and_left_as_they_are(home):
         pair(torch.nn.Linear(1, 1), teacher)
 
 
+def test_where_first_weights_come_from_is_told_before_anything_is_fetched(home):
+    first = home / 'pretrained.py'
+    first.write_text(f"_base_ = {str(home / 'small.py')!r}\nmodel = dict(backbone=dict(init_cfg=dict("
+                     "type='Pretrained', checkpoint='torchvision://resnet18')))")
+    told = 'first weights of the backbones: student torchvision://resnet18; fetched when training begins'
+    assert told in pair(str(first), str(home / 'large.py')).describe()
+    assert 'first weights' not in pair(str(first), str(home / 'large.py'), scratch=True).describe()
+
+
 def test_maps_of_no_common_size_are_told_with_both_lists(home):
     one = home / 'one_level.py'
     one.write_text(f"_base_ = {str(home / 'small.py')!r}\nmodel = dict(backbone=dict(strides=(1, 1, 1, 1), "

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from amdlib.cli import main
+from amdlib.datasets import trained_images
 from amdlib.errors import DataError, SettingError
 from amdlib.paper.pairs import Group
 from amdlib.paper.rows import row_of
@@ -60,7 +61,9 @@ def test_rtmdet_keeps_its_stages_and_its_proportions(run_of, dataset):
     assert next(step for step in switch.switch_pipeline if step.type == 'RandomCrop').crop_size == (320, 320)
     assert cfg.param_scheduler[1].begin == 15
     assert cfg.param_scheduler[1].end == 30
-    assert cfg.param_scheduler[0].end == 1000      # in steps: left as it is
+    steps = run_of('mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py').steps(
+        len(trained_images(dataset.train_ann, dataset.negatives)))
+    assert cfg.param_scheduler[0].end == steps // 4 < 1000      # of so few steps a warm-up is not all
     assert cfg.model.bbox_head.num_classes == len(dataset.classes)
     assert [hook.type for hook in cfg.custom_hooks] == ['EMAHook', 'PipelineSwitchHook', 'KeepAverageHook']
 
@@ -81,6 +84,14 @@ def test_yolox_a_data_set_within_another_and_its_batches(run_of, dataset):
 def test_classes_in_every_head_and_none_in_the_backbone(run_of, dataset):
     cfg = config(run_of('mmdet::cascade_rcnn/cascade-rcnn_r50_fpn_1x_coco.py'), dataset)
     assert [head.num_classes for head in cfg.model.roi_head.bbox_head] == [len(dataset.classes)] * 3
+
+
+@pytest.mark.parametrize(('epochs', 'end'), [(1, 1), (24, 12), (999, 499), (1500, 500)])
+def test_a_warm_up_is_a_quarter_of_the_steps_at_most(run_of, dataset, epochs, end):
+    images = len(trained_images(dataset.train_ann, dataset.negatives))
+    run = run_of('mmdet::gfl/gfl_r50_fpn_1x_coco.py', epochs={'student': epochs}, batch_size=-(-images // 2))
+    assert run.steps(images) == 2 * epochs
+    assert config(run, dataset).param_scheduler[0].end == end
 
 
 def test_transforms_within_transforms_are_resized(run_of, dataset):
@@ -210,6 +221,7 @@ def test_a_study_ends_with_a_table_and_plain_checkpoints(finished):
     _, study = finished
     table = study.table(resamples=20)
     assert table.iloc[:, 0].tolist() == ['Teacher', 'baseline', 'AMD', 'Own']
+    assert table.columns[:4].tolist() == ['', 'mAP', 'gain', 'verdict']     # a terminal leaves out the last ones
     assert table.gain.tolist()[:2] == ['', '']
     assert isinstance(table, pd.DataFrame)
     run = next(run for run in study.runs() if run.row.name == 'amd')
@@ -255,7 +267,7 @@ def test_a_picture_is_looked_at(finished, tmp_path):
     assert (found.boxes_xywh_px[:, :2] + found.boxes_xywh_px[:, 2:] <= [width + 1e-3, height + 1e-3]).all()
     assert found._repr_png_().startswith(b'\x89PNG')
     assert study.predict(found.bgr, score=1.1).by == 'amd'
-    assert study.predict(picture, 'own.Own', score=1.1).table().empty
+    assert study.predict(picture, 'Own', score=1.1).table().empty
     (tmp_path / 'x.png').write_text('no picture')
     with pytest.raises(DataError, match='not readable as a picture'):
         study.predict(tmp_path / 'x.png')
