@@ -59,7 +59,8 @@ def config(run: Run, dataset: Dataset, work_dir: str | Path = '', taught: Taught
             if key in run.settings:
                 cfg.model[key] = run.settings[key]
     _set_data(cfg, run, dataset, group.teacher_knows or not given)
-    _set_schedule(cfg, run, run.steps(len(trained_images(dataset.train_ann, dataset.negatives))))
+    here = dataset.train_ann.is_file()      # not where a detector alone is asked for
+    _set_schedule(cfg, run, run.steps(len(trained_images(dataset.train_ann, dataset.negatives))) if here else 0)
     set_rate(cfg, run)
     cfg.custom_imports = dict(imports=list(dict.fromkeys([*cfg.get('custom_imports', {}).get('imports', []),
                                                           'amdlib.engine'])), allow_failed_imports=False)

@@ -29,9 +29,9 @@ def method(loss: Callable[..., Tensor] | type[Method]) -> type[Method]:
     learnt beside the student), and the teacher's, both (N, C, H, W); if it has four parameters, also boxes and image
     shapes as of `LevelLoss`. It returns a mean over elements, 0-d; the option `weight` multiplies it.
 
-    A run trains in a process of its own, which reads the loss from its file. That of a notebook's cell, or of the script
-    that is run, is written to `results/losses/` with what is imported and defined there: a cell must import all that it
-    needs itself.
+    A run trains in a process of its own, which reads the loss from its file. That of a notebook's cell, or of the
+    script that is run, is written to `results/losses/` with what is imported and defined there: a cell must import all
+    that it needs itself.
     Errors: SettingError for what is neither, and where its source is not to be had.
     """
     if inspect.isclass(loss) and issubclass(loss, (LevelLoss, StepLoss)):

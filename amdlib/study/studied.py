@@ -135,7 +135,8 @@ class Studied(ABC):
 
     # ---- a detector of it -------------------------------------------------------------------------------------------
 
-    def export(self, row: str | type[Method], seed: int | None = None, output: str | Path | None = None) -> dict[str, Path]:
+    def export(self, row: str | type[Method], seed: int | None = None,
+               output: str | Path | None = None) -> dict[str, Path]:
         """A row's detector as files for stock mmdet (see `scale.export`): config, weights, card.
 
         Args:
