@@ -153,13 +153,16 @@ def notebook(given: Words) -> None:
     SCREEN.say(f'\nopen {near(output)}')
 
 
-@command(*WHERE, arg('--compare', nargs=2, action='append', default=[], metavar='RUN',
+@command(arg('study', nargs='?', metavar='STUDY.toml', help="a study; default: what the results' folder holds"),
+         *WHERE, arg('--compare', nargs=2, action='append', default=[], metavar='RUN',
                      help='a page more, on which two runs stand side by side; repeatable'),
          arg('--single', nargs='?', const='', metavar='FILE', help='the front page alone as one HTML file that can be '
              "published; default: report.html beside the tables"))
 def report(given: Words) -> None:
     """Gather tables, figures, runs and notebooks in a static HTML site."""
     from amdlib.show.report import site
+    if given.study:
+        return studies.report(given.study, given)
     if given.single is None:
         SCREEN.say(f'open {near(site.build(read.store(given), [tuple(pair) for pair in given.compare]))}')
     elif given.compare:

@@ -96,6 +96,15 @@ def status(file: str, given: Words) -> None:
     SCREEN.say('\n'.join([*find_study(file, given).status(), f'next: python -m amdlib run {file}']))
 
 
+def report(name: str, given: Words) -> None:
+    """`report STUDY.toml`: a site of it."""
+    if not name.endswith('.toml'):
+        raise SettingError(f"{name!r}: expected a study, a .toml file; without one, what the results' folder holds is shown")
+    if changed := read.changed(given, arg('--compare'), arg('--single')):
+        raise SettingError(f"{name}: {changed[0]} is for a results' folder")
+    SCREEN.say(f'open {near(find_study(name, given).report())}')
+
+
 def export(file: str, row: str, output: Path | None) -> None:
     """`export STUDY.toml --row amd`."""
     from amdlib.study.study import Study

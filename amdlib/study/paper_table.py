@@ -13,6 +13,7 @@ from amdlib.paper.tables import Table, find_table
 from amdlib.runs.calibrate import with_factors
 from amdlib.runs.run import Run, table_runs
 from amdlib.runs.store import Store, open_store
+from amdlib.show.report import site
 from amdlib.show.tables import Comparison
 from amdlib.study.own_loss import named
 from amdlib.study.studied import Studied
@@ -95,6 +96,9 @@ class PaperTable(Studied):
 
     def write(self) -> Path:
         return self.table().write()
+
+    def report(self) -> Path:
+        return site.build(self.store)
 
     def describe(self) -> str:
         table, rows = self.compared, [row for pair in self.pairs or (None,) for row in self.compared.rows(pair)]

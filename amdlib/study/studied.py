@@ -4,6 +4,7 @@ from __future__ import annotations
 import functools
 import re
 import tomllib
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
@@ -51,6 +52,10 @@ class Studied(ABC):
     @abstractmethod
     def write(self) -> Path:
         """Write the table beside the runs, with what it can and cannot show; return its `.md`."""
+
+    @abstractmethod
+    def report(self) -> Path:
+        """Write a site of it, with a page a run, as `show.report` does; return its first page."""
 
     @abstractmethod
     def describe(self) -> str:
@@ -151,7 +156,9 @@ class Studied(ABC):
         if not wanted:
             raise SettingError(f'the study has no {row!r}{"" if seed is None else f" of seed {seed}"}; it has: '
                                f'{", ".join(sorted(names))}')
-        return export(wanted[0].id, self._store({}), made=wanted[0], output=output)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')     # mmdet's of its own old names
+            return export(wanted[0].id, self._store({}), made=wanted[0], output=output)
 
     @functools.cached_property
     def _exported(self) -> dict[tuple[str, int | None], dict[str, Path]]:

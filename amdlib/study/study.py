@@ -26,9 +26,11 @@ from amdlib.runs.recipe import Means, Recipe, own_settings
 from amdlib.runs.run import Run
 from amdlib.runs.store import Store
 from amdlib.show.intervals import OnImages
+from amdlib.show.report import site
+from amdlib.show.report.drawings import Scale
 from amdlib.show.stats import METRICS
 from amdlib.show.tables import as_markdown, write_markdown
-from amdlib.show.verdicts import interval, judge, pair_up
+from amdlib.show.verdicts import Verdict, interval, judge, pair_up
 from amdlib.study.own_loss import named
 from amdlib.study.pair import Pair, config_name, pair
 from amdlib.study.paper_table import PaperTable
@@ -241,20 +243,21 @@ class Study(Studied):
         With one seed the interval is about these checkpoints on other pictures, with several about the method on
         another run. Errors: RunError naming every run that is not done.
         """
-        store = self._store({})
-        runs = self.runs()
-        records = store.collect(runs)
-        on_images = OnImages(store, runs, resamples)
         lines = []
-        for row in self.rows:
-            own = records[records.row == row.name]
-            line = {'': self._label(row), 'mAP': number(own.mAP.astype(float).mean(), '.1f')}
-            line |= {'gain': '', 'verdict': ''}     # first: a terminal leaves out the last columns
-            if self.baseline and row.kind not in ('teacher', 'baseline'):
-                found = judge(pair_up(records, row.group.name, row.name, 'baseline'), 'mAP', on_images)
-                line |= {'gain': interval(pd.Series(found._asdict())), 'verdict': found.verdict}
-            lines.append(line | {name: number(own[name].astype(float).mean(), '.1f') for name in METRICS[1:]})
+        for row, own, found in self._judged(resamples):
+            gain, verdict = (interval(pd.Series(found._asdict())), found.verdict) if found else ('', '')
+            lines.append({      # where a terminal is narrow the last columns are left out
+                '': self._label(row), 'mAP': number(own.mAP.astype(float).mean(), '.1f'), 'gain': gain,
+                'verdict': verdict, **{name: number(own[name].astype(float).mean(), '.1f') for name in METRICS[1:]}})
         return pd.DataFrame(lines)
+
+    def _judged(self, resamples: int) -> list[tuple[Row, pd.DataFrame, Verdict | None]]:
+        """A row, the records of its runs, and its difference to the baseline, where it is compared with that."""
+        store, runs = self._store({}), self.runs()
+        records, on_images = store.collect(runs), OnImages(store, runs, resamples)
+        return [(row, records[records.row == row.name],
+                 judge(pair_up(records, row.group.name, row.name, 'baseline'), 'mAP', on_images)
+                 if self.baseline and row.kind not in ('teacher', 'baseline') else None) for row in self.rows]
 
     def _label(self, row: Row) -> str:
         """Its label, with the options that it has of its own."""
@@ -265,11 +268,27 @@ class Study(Studied):
         return as_markdown(self.table())
 
     def write(self) -> Path:
-        table, dataset = self.table(), self.store.dataset
-        notes = [*(f'- {note}' for note in [*dataset.notes, *self.warnings()]), f'- {CAN_SHOW}']
         return write_markdown(self.store.folder / 'table.md', [
-            f'# {self.pair.group.student_label} <- {self.pair.group.teacher_label}, {dataset.name}', as_markdown(table),
-            '\n'.join(notes), f'```\n{self.describe()}\n```'])
+            f'# {self._headline}', self.readable(), '\n'.join(f'- {note}' for note in self._notes),
+            f'```\n{self.describe()}\n```'])
+
+    def report(self) -> Path:
+        drawn = [{'label': self._label(row), **found._asdict()} for row, _, found in self._judged(1000)
+                 if found and pd.notna(found.low)]
+        ends = [line[name] for line in drawn for name in ('difference', 'low', 'high')]
+        return site.build(self._store({}), front=site.Front('study.html', tuple(self.runs()), {
+            'title': self._headline, 'table': self.table(), 'notes': self._notes, 'described': self.describe(),
+            'drawn': drawn, 'scale': Scale.of(ends), 'drawn_alt': '; '.join(
+                f'{line["label"]} {line["difference"]:+.2f} [{line["low"]:+.2f}, {line["high"]:+.2f}], '
+                f'{line["verdict"]}' for line in drawn)}))
+
+    @property
+    def _headline(self) -> str:
+        return f'{self.pair.group.student_label} <- {self.pair.group.teacher_label}, {self.store.dataset.name}'
+
+    @property
+    def _notes(self) -> list[str]:
+        return [*self.store.dataset.notes, *self.warnings(), CAN_SHOW]
 
     def describe(self) -> str:
         """The pair, the ways that are taken, and how the Configs differ from the user's."""
