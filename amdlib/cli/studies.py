@@ -99,7 +99,7 @@ def status(file: str, given: Words) -> None:
 def report(name: str, given: Words) -> None:
     """`report STUDY.toml`: a site of it."""
     if not name.endswith('.toml'):
-        raise SettingError(f"{name!r}: expected a study, a .toml file; without one, what the results' folder holds is shown")
+        raise SettingError(f'{name!r}: expected a study, a .toml file; without it the whole results folder is shown')
     if changed := read.changed(given, arg('--compare'), arg('--single')):
         raise SettingError(f"{name}: {changed[0]} is for a results' folder")
     SCREEN.say(f'open {near(find_study(name, given).report())}')

@@ -275,10 +275,10 @@ class Study(Studied):
     def report(self) -> Path:
         drawn = [{'label': self._label(row), **found._asdict()} for row, _, found in self._judged(1000)
                  if found and pd.notna(found.low)]
-        ends = [line[name] for line in drawn for name in ('difference', 'low', 'high')]
         return site.build(self._store({}), front=site.Front('study.html', tuple(self.runs()), {
             'title': self._headline, 'table': self.table(), 'notes': self._notes, 'described': self.describe(),
-            'drawn': drawn, 'scale': Scale.of(ends), 'drawn_alt': '; '.join(
+            'drawn': drawn, 'scale': Scale.of(
+                (line['difference'], line['low'], line['high'], None) for line in drawn), 'drawn_alt': '; '.join(
                 f'{line["label"]} {line["difference"]:+.2f} [{line["low"]:+.2f}, {line["high"]:+.2f}], '
                 f'{line["verdict"]}' for line in drawn)}))
 

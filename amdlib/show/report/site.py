@@ -88,7 +88,7 @@ class Contents:
             'runs': self.listed, 'entries': self.entries, 'group_title': tables.group_title,
             'reference_label': tables.reference_label, 'claims': judged, 'summary': claims.summary(judged),
             'drawn': drawn, 'drawn_alt': words.of_claims(drawn), 'scale': drawings.Scale.of(
-                [value for line in drawn for value in (line.difference, line.low, line.high, line.paper)]),
+                (line.difference, line.low, line.high, line.paper) for line in drawn),
             'variants': variants,
             'made': [name for name in self.found if self.sources[name].files or variants.get(name)],
             'explorer': explorer.for_report(self.store),
@@ -99,7 +99,7 @@ class Contents:
 
 @dataclass(frozen=True)
 class Front:
-    """The first page of a site that is not about the paper: its template, the runs behind it, what it is filled with."""
+    """The first page of a site that is not about the paper: its template, the runs behind it, what fills it."""
     template: str
     runs: tuple[Run, ...]
     shown: dict[str, Any]
