@@ -68,7 +68,7 @@ def test_built_models_are_looked_at_and_left_as_they_are(home):
 
 def test_where_first_weights_come_from_is_told_before_anything_is_fetched(home):
     first = home / 'pretrained.py'
-    first.write_text(f"_base_ = {str(home / 'small.py')!r}\nmodel = dict(backbone=dict(init_cfg=dict("
+    first.write_text(f"_base_ = {str(home / 'small.py')!r}\nmodel = dict(backbone=dict(init_cfg=dict(_delete_=True, "
                      "type='Pretrained', checkpoint='torchvision://resnet18')))")
     told = 'first weights of the backbones: student torchvision://resnet18; fetched when training begins'
     assert told in pair(str(first), str(home / 'large.py')).describe()

@@ -314,6 +314,24 @@ def test_the_command_line_finds_it_done_and_a_changed_config_makes_it_stale(fini
             cached.cache_clear()
 
 
+def test_a_report_of_a_study_has_its_verdicts_and_a_page_a_run(finished, capsys):
+    file, study = finished
+    assert main(['report', str(file)]) == 0
+    front = study.store.folder / 'report' / 'index.html'
+    assert f'open {front}' in capsys.readouterr().out
+    text = front.read_text()
+    assert text.count('class="interval"') == 2      # AMD, Own
+    assert all(verdict in text for verdict in study.table(resamples=1000).verdict)
+    assert 'model.bbox_head.num_classes: 80 -&gt; ' in text
+    for run in study.runs():
+        assert f'href="runs/{run.id}.html"' in text
+    page = (front.parent / 'runs' / 'small-amd-s0.html').read_text()
+    assert 'python -m amdlib run whole.toml' in page
+    assert 'Over <a href="../runs/small-baseline-s0.html">' in page
+    assert main(['report', str(file), '--compare', 'a', 'b']) == 1
+    assert '--compare is for a results' in capsys.readouterr().err
+
+
 def test_a_given_teacher_of_other_classes_is_used_and_not_evaluated(finished, asked, home, tmp_path):
     _, study = finished
     own = study.runs()[0]

@@ -90,7 +90,7 @@ class Scale:
 
     @classmethod
     def of(cls, lines: Iterable[tuple[float | None, float | None, float | None, float | None]]) -> Scale:
-        """That holds zero and of every line the difference, its interval's ends, the paper's, and the band of chance."""
+        """That holds zero and of every line the difference, its interval's ends, the paper's, the band of chance."""
         values: list[float | None] = []
         for difference, low, high, paper in lines:
             half = None if low is None or high is None else (high - low) / 2
