@@ -9,7 +9,7 @@ import pytest
 from amdlib.errors import RunError, SettingError
 from amdlib.paper.pairs import GROUPS
 from amdlib.paper.tables import PHI, TABLES
-from amdlib.runs import batch, listing, notebooks, targets
+from amdlib.runs import batch, listing, notebooks
 from amdlib.runs.run import Run, row_runs, table_runs, with_teachers
 from amdlib.runs.store import State, Store
 from amdlib.runs.targets import TARGETS, Given, find_targets, reproduce, status
