@@ -102,11 +102,12 @@ def explore(given: Words) -> None:
     store = read.store(given)
     runs = explorer.find_runs(store, given.runs, given.group or next(iter(GROUPS)))
     shown = features.own_pictures(store, photos, runs[0].row.group.name)
-    data = explorer.explorer_data(runs, shown, store) if shown else explorer.data_of(runs, store)
+    rule = f'Your own pictures, seen by detectors that were trained on {store.dataset.name} alone'
+    data = explorer.explorer_data(runs, shown, store, rule) if shown else explorer.data_of(runs, store)
     output = given.output or store.folder / 'explorer.html'
     output.parent.mkdir(parents=True, exist_ok=True)
     write_text(output, explorer.page(data))
-    SCREEN.say(f'{output} ({output.stat().st_size / 1e6:.1f} MB): open it in a browser; it needs nothing else')
+    SCREEN.say(f'{output} ({output.stat().st_size / 1e6:.2f} MB): open it in a browser; it needs nothing else')
 
 
 @command()
