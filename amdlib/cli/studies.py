@@ -1,6 +1,7 @@
 """Commands for a detector, data and losses of one's own."""
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,7 @@ from amdlib.cli.arguments import DEVICE, JOBS, OF_TABLE, SETTINGS, WHERE, Words,
 from amdlib.cli.parsing import command
 from amdlib.errors import RunError, SettingError
 from amdlib.terminal import SCREEN
-from amdlib.words import near
+from amdlib.words import near, show_log
 
 if TYPE_CHECKING:
     from amdlib.study.studied import Studied
@@ -116,6 +117,7 @@ def export(file: str, row: str, output: Path | None) -> None:
          *WHERE, *OF_TABLE, *SETTINGS, arg('--write', action='store_true', help='write it and its figure again, too'))
 def table(given: Words) -> None:
     """Print a table of the paper's, or that of a study (a .toml file), from the records that are there."""
+    show_log(sys.stderr)    # the table alone goes into a file
     study = find_study(given.study, given)
     SCREEN.say(study.readable())
     if given.write:

@@ -295,6 +295,8 @@ def test_the_command_line_finds_it_done_and_a_changed_config_makes_it_stale(fini
     assert (study.store.folder / 'table.md').is_file()
     assert main(['status', str(file)]) == 0
     assert '4 of 4 done\n' in capsys.readouterr().out
+    assert main(['table', str(file)]) == 0
+    assert all(line.startswith('|') for line in capsys.readouterr().out.splitlines())
     assert main(['check', str(file)]) == 0
     told = capsys.readouterr().out
     assert '4 of 4 done\n' in told
