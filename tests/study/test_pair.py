@@ -1,4 +1,5 @@
 """pair.py: what of two detectors is compared, and what is said of them."""
+import copy
 import re
 
 import pytest
@@ -53,7 +54,8 @@ def test_named_modules_are_paired_by_size_and_what_no_head_sees_is_told(home):
 
 
 def test_built_models_are_looked_at_and_left_as_they_are(home):
-    student, teacher = (MODELS.build(get_config(str(home / f'{name}.py')).model) for name in ('small', 'large'))
+    student, teacher = (MODELS.build(copy.deepcopy(get_config(str(home / f'{name}.py')).model))
+                        for name in ('small', 'large'))     # building writes into a config
     student.train()
     before = {name: value.clone() for name, value in student.state_dict().items()}
     found = pair(student, teacher, CLASSES)
