@@ -1,5 +1,6 @@
 """own_loss.py: a function or a class of a file or of a cell as a method."""
 import linecache
+import os
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import torch
 
 import amdlib
 from amdlib.errors import SettingError
+from amdlib.files import ROOT
 from amdlib.methods import find_method, looks_at_steps
 from amdlib.study.own_loss import method, named
 from amdlib.study.study import Study
@@ -90,7 +92,8 @@ print('once', find_method(named(closer)).__name__)
 
 def test_a_loss_of_a_script_is_read_without_running_the_script_again(tmp_path):
     (tmp_path / 'mine.py').write_text(SCRIPT)
-    told = subprocess.run([sys.executable, 'mine.py'], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    told = subprocess.run([sys.executable, 'mine.py'], cwd=tmp_path, env={**os.environ, 'PYTHONPATH': str(ROOT)},
+                          capture_output=True, text=True, check=True).stdout
     assert told == 'once closer\n'
     assert 'print' not in (tmp_path / 'results' / 'losses' / 'closer.py').read_text()
 
