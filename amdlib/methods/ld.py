@@ -56,16 +56,16 @@ class LDLoss(StepLoss):
     def weighted_losses(self, step: Step) -> dict[str, Tensor]:
         head, places = step.teacher_head, compared(step)
         (z_s, z_t), (sides_s, sides_t) = (
-            alike(*(per_anchor([maps[place] for place in places], width) for maps in both))
-            for width, both in ((head.cls_out_channels, (step.heads_s[0], step.heads_t[0])),
-                                (4 * (head.reg_max + 1), (step.heads_s[1], step.heads_t[1]))))
+            [per_anchor(side, width) for side in zip(*(alike(of_s[i], of_t[i]) for i in places), strict=True)]
+            for width, of_s, of_t in zip((head.cls_out_channels, 4 * (head.reg_max + 1)), step.heads_s, step.heads_t,
+                                         strict=True))
         main, valuable = map(torch.stack, zip(*(regions(step.anchors, boxes, self.diou) for boxes in step.boxes),
                                               strict=True))                             # (N, M)
         compares = main | (valuable > 0)
         error = side_error(sides_s[compares], sides_t[compares], self.temperature)
         sure = z_s.detach().sigmoid().amax(dim=2) * main
-        share = torch.cat([level / level.sum().clamp(min=1)
-                           for level in main.split([len(anchors) for anchors in step.anchors], dim=1)], dim=1)
+        share = torch.cat([level / level.sum().clamp(min=1) for level in main.to(error.dtype).split(
+            [len(anchors) for anchors in step.anchors], dim=1)], dim=1)
         of_class = softmax_kd(z_s[main], z_t[main], self.class_temperature) / head.cls_out_channels
         return {'main': self.main_weight * (sure[compares] * error).sum(),
                 'valuable': self.valuable_weight * (valuable[compares] * error).sum() / 4,
@@ -99,7 +99,7 @@ def regions(levels: Sequence[Tensor], boxes: Tensor, diou: bool = False, nearest
     valuable.
     """
     anchors = torch.cat(list(levels))
-    if not len(boxes):
+    if not len(boxes) or len(anchors) < 2:      # a single candidate has no deviation
         return torch.zeros(len(anchors), dtype=torch.bool, device=anchors.device), anchors.new_zeros(len(anchors))
     boxes = boxes.to(anchors)
     overlaps = iou(anchors, boxes)                                                      # (M, n)
