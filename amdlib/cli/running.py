@@ -1,6 +1,7 @@
 """Commands that run, and how far they are: one run, targets, sweeps, notebooks, the report."""
 from __future__ import annotations
 
+import math
 import os
 import sys
 from pathlib import Path
@@ -75,6 +76,39 @@ def batch(given: Words) -> None:
     file = submit(_runs(given, store), store, name, given.slurm, not given.script_only)
     if file and given.script_only:
         SCREEN.say(f'submit it from {near(file.parent)}, as its head says')
+
+
+@command(arg('targets', nargs='+', help='as for reproduce'), *OF_TARGETS,
+         arg('--nodes', nargs='+', type=int, default=[1, 2, 5, 10, 20, 50, 100], metavar='N',
+             help='each of which trains one run at a time; default: some of 1 to 100'),
+         arg('--at-once', type=int, metavar='N', help='runs of an array; default: as many as there are nodes'),
+         arg('--preempted-h', type=float, metavar='X', help='mean hours of a run to a preemption; default: none'),
+         arg('--s-per-step', type=float, metavar='X',
+             help='of every row; default: as records or cost --measure have it'),
+         arg('--start-s', type=float, default=0.0, metavar='X', help='of each entry before its first step; default 0'),
+         arg('--requeue-s', type=float, default=120.0, metavar='X',
+             help='until what was preempted may start again; default 120, as Slurm has it'))
+def simulate(given: Words) -> None:
+    """Foretell when the runs of targets would end on so many nodes, all of them made anew, with preemptions or without;
+    a table and a plot."""
+    from amdlib.files import write_text
+    from amdlib.paper.rows import ROWS
+    from amdlib.scale import cost, queue
+    from amdlib.show import charts
+    store = read.store_for_plans(given)
+    runs = _runs(given, store)
+    rows = [run.row for run in runs]
+    times = dict.fromkeys(ROWS, (given.s_per_step, 0.0)) if given.s_per_step else queue.measured(
+        rows, store, read.settings(given))
+    jobs = queue.jobs_of(runs, store, times, given.start_s)
+    every_s = given.preempted_h * 3600 if given.preempted_h else math.inf
+    cells = queue.makespans(jobs, given.nodes, queue.Queue(
+        at_once=given.at_once, every_s=every_s, requeue_s=given.requeue_s))
+    folder = cost.folder_of(store)
+    charts.save(charts.makespans(cells), folder / 'simulation')
+    write_text(folder / 'simulation.csv', cells.to_csv(index=False, float_format='%.6g'))
+    SCREEN.say(queue.readable(cells).to_markdown(index=False, disable_numparse=True))
+    SCREEN.say(f'{len(jobs)} runs; {near(folder / "simulation.png")}')
 
 
 @command(arg('targets', nargs='*', help='as for reproduce; default: all'), *OF_TARGETS,
