@@ -67,13 +67,17 @@ def jobs(given: Words) -> None:
              help="sbatch's own, with an equals sign: --slurm='--partition=gpu --time=4:00:00'"),
          arg('--script-only', action='store_true', help='write the script and do not submit it'))
 def batch(given: Words) -> None:
-    """Hand the runs that targets lack to Slurm as one job array, an entry a run, teachers first."""
+    """Hand the runs that targets lack, or a study (a .toml file), to Slurm as one job array, an entry a run, teachers
+    first."""
     from amdlib.runs.slurm import submit
     if given.force:
         raise SettingError('--force: an entry that is queued again would begin anew each time; expected the folders of '
                            'the runs to be removed instead')
-    store, name = read.store(given), '-'.join(given.targets)
-    file = submit(_runs(given, store), store, name, given.slurm, not given.script_only)
+    if _is_study(given):
+        file = studies.batch(given.targets[0], given)
+    else:
+        store, name = read.store(given), '-'.join(given.targets)
+        file = submit(_runs(given, store), store, name, given.slurm, not given.script_only)
     if file and given.script_only:
         SCREEN.say(f'submit it from {near(file.parent)}, as its head says')
 
@@ -115,12 +119,16 @@ def simulate(given: Words) -> None:
          arg('--on', choices=('slurm',), help='ask its queue too: what waits, was queued again, or is lost'))
 def status(given: Words) -> None:
     """Say which runs are done, running, failed, stale or missing, and why; of targets, or of a study, a .toml file."""
-    if [name.endswith('.toml') for name in given.targets] == [True]:
-        return studies.status(given.targets[0])
+    if _is_study(given):
+        return studies.status(given.targets[0], given.on is not None)
     from amdlib.runs import targets
     given.targets = given.targets or ['all']
     wanted, asked = _asked(given)
     targets.status(wanted, read.store(given), asked, queued=given.on is not None)
+
+
+def _is_study(given: Words) -> bool:
+    return [name.endswith('.toml') for name in given.targets] == [True]
 
 
 def _runs(given: Words, store: Store) -> list[Run]:
