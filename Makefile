@@ -10,8 +10,8 @@ PY      := $(VENV)/bin/python
 SETUP   := $(VENV)/.setup-done
 AMDLIB  := $(PY) -m amdlib
 
-#? PROFILE mini (default: shapes, narrow networks, minutes on a CPU), small (a real data set), tenth (of COCO), paper (COCO)
-#? DATA folder of the data set, for PROFILE=small (COCO, Pascal VOC, YOLO: docs/data.md), tenth and paper (COCO 2017)
+#? PROFILE mini (default: shapes, narrow networks, minutes on a CPU), bccd (BCCD, the same networks), small (a real data set), tenth (of COCO), paper (COCO)
+#? DATA folder of the data set, for PROFILE=bccd, small (COCO, Pascal VOC, YOLO: docs/data.md), tenth and paper (COCO 2017)
 #? SPLIT share that is trained on, such as 0.8, where DATA is not split; the rest is reported
 #? SPLIT_SEED of that split; default: 0
 #? NEGATIVES keep (images without a box are trained on too) or drop (left out everywhere); default: not trained on
@@ -43,6 +43,7 @@ AMDLIB  := $(PY) -m amdlib
 #? ONNX 1 exports the run as ONNX too
 #? MEASURE 1 has cost time a few steps of each row on this machine's GPU
 #? SWITCHES 1 has cost compare the switches for speed, each alone and all together (MEASURE=1: time them)
+#? EXPLORATORY 1 has plan train the exploratory comparisons of docs/plan.md too
 #? FIG table or figure, for why, such as fig4, table1 or significance
 #? A results folder, for compare
 #? B another one
@@ -53,7 +54,7 @@ AMDLIB  := $(PY) -m amdlib
 #? PUBLIC folder of the public code, for make goldens (see tests/goldens/)
 KNOWN := PROFILE DATA SPLIT SPLIT_SEED NEGATIVES DROP_BROKEN LAYOUT GROUP SEEDS SETTINGS METHOD ARM CONTROLS CALIBRATED \
          TEACHERS METHODS VALUES DEVICE JOBS ON SLURM FORCE WEIGHTS MIRRORS SKIP_TEACHER_CHECK WORKERS TENSORBOARD NAME LAB RUN \
-         ONNX MEASURE SWITCHES FIG A B COMMIT PYTHON VENV CPU PUBLIC
+         ONNX MEASURE SWITCHES EXPLORATORY FIG A B COMMIT PYTHON VENV CPU PUBLIC
 
 # some login shells set a CPU of their own
 ifeq ($(origin CPU),environment)
@@ -154,7 +155,7 @@ calibrate: $(SETUP)  ## choose one factor on each method's weights, on validatio
 	@$(AMDLIB) calibrate $(WHERE) $(call opt,GROUP,--group) $(call opt,ARM,--arm) $(call opt,METHODS,--methods) $(call opt,SEEDS,--seeds) $(SET) $(MEANS) $(call flag,FORCE,--force)
 
 plan: $(SETUP)  ## train what docs/plan.md asks for, in the order of its value, and judge it (mini: 80 runs of four to five minutes a core)
-	@$(AMDLIB) plan $(WHERE) $(call opt,GROUP,--group) $(SET) $(MEANS)
+	@$(AMDLIB) plan $(WHERE) $(call opt,GROUP,--group) $(SET) $(MEANS) $(call flag,EXPLORATORY,--exploratory)
 
 compare: $(SETUP)  ## set the results folders A and B side by side, such as of two machines
 	@$(AMDLIB) compare $(WHERE) -- $(call plain,A) $(call plain,B)

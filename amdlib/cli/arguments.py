@@ -22,8 +22,8 @@ def arg(*flags: str, **options: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
 
 
 RESULTS = arg('--results', metavar='DIR', help='default: results/')
-WHERE = (arg('--profile', default='mini', help='mini (default), small, tenth or paper'),
-         arg('--data', metavar='DIR', help='data set folder, for the profiles small, tenth and paper (and dryrun)'),
+WHERE = (arg('--profile', default='mini', help='mini (default), bccd, small, tenth or paper'),
+         arg('--data', metavar='DIR', help='data set folder, for all profiles but mini'),
          arg('--split', type=float, metavar='SHARE',
              help="of a folder that is not split: the share that is trained on, such as 0.8; identical pictures stay "
                   'together'),

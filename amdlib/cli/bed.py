@@ -35,7 +35,7 @@ def calibrate(given: Words) -> None:
 
 
 @command(*WHERE, arg('--group', default='retinanet', help='retinanet (default), reppoints or faster_rcnn'), *SETTINGS,
-         *MEANS, JOBS)
+         *MEANS, JOBS, arg('--exploratory', action='store_true', help="train the plan's exploratory comparisons too"))
 def plan(given: Words) -> None:
     """Train what docs/plan.md asks for, in the order of its value, factors first where they were not chosen, and judge
     the planned comparisons."""
@@ -43,7 +43,7 @@ def plan(given: Words) -> None:
     from amdlib.show.significance import Plan, as_text
     from amdlib.show.tables import as_markdown
     settings, store = read.settings(given), read.store(given)
-    train_plan(store, given.group, settings)
+    train_plan(store, given.group, settings, given.exploratory)
     SCREEN.say(f'\n{as_markdown(as_text(Plan(store, given.group, settings).results()))}')
 
 

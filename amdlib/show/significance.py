@@ -10,7 +10,7 @@ import pandas as pd
 
 from amdlib.errors import RunError
 from amdlib.paper.pairs import GROUPS
-from amdlib.paper.planned import METRIC, PLANNED, Planned
+from amdlib.paper.planned import EXPLORATORY, METRIC, PLANNED, Planned
 from amdlib.paper.printed import paper_value
 from amdlib.runs.planned import planned_runs
 from amdlib.runs.run import Run
@@ -36,7 +36,7 @@ class Plan:
     def pairs(self) -> dict[Planned, Pairs]:
         """The pairs of runs behind each comparison."""
         found = {}
-        for one in PLANNED:
+        for one in (*PLANNED, *EXPLORATORY):
             done = [run for run in self.runs(one) if self.store.state(run).name == 'done']
             records = self.store.collect(done)
             found[one] = pair_up(records, self.group, one.row, one.over) if done else Pairs()
@@ -63,28 +63,28 @@ class Plan:
             left_out = [f'{run} (its {NOT_FINITE})' for run in overflowed] + [
                 text for text in pairs.left_out if not overflowed or ' has no seed ' not in text]
             lines.append({
-                'comparison': one.name, 'kind': 'primary' if one.primary else 'named', 'arm': one.arm,
+                'comparison': one.name, 'kind': one.kind, 'arm': one.arm,
                 'seeds planned': one.seeds, 'pairs': len(pairs.runs), 'runs to do': len(waiting),
                 'left out': '; '.join(left_out) or ('' if self.runs(one) else 'not calibrated yet')})
         return pd.DataFrame(lines)
 
     def results(self) -> pd.DataFrame:
-        """A line a comparison with two pairs or more: the primary one by itself, the others as one family (Holm).
+        """A line a comparison with two pairs or more: the primary one by itself, the named ones as one family (Holm),
+        each exploratory one alone.
 
         The family has its planned size from the beginning; a comparison whose seeds are not complete says so.
         """
         parts = []
-        for primary in (True, False):
-            planned = [one for one in PLANNED if one.primary is primary]
-            judged = {one.name: seeds.compare(self.pairs[one].differences(METRIC)) for one in planned
+        named = [one for one in PLANNED if one.kind == 'named']
+        for family in ([one for one in PLANNED if one not in named], named, *([one] for one in EXPLORATORY)):
+            judged = {one.name: seeds.compare(self.pairs[one].differences(METRIC)) for one in family
                       if len(self.pairs[one].runs) > 1}
             if judged:
-                parts.append(seeds.family(judged, len(planned) - len(judged)).assign(
-                    kind='primary' if primary else 'named'))
+                parts.append(seeds.family(judged, len(family) - len(judged)).assign(kind=family[0].kind))
         if not parts:
             return pd.DataFrame(columns=['comparison', 'n', 'difference', 'low', 'high', 'verdict', 'kind'])
         found = pd.concat(parts, ignore_index=True)
-        by_name = {one.name: one for one in PLANNED}
+        by_name = {one.name: one for one in self.pairs}
         unfinished = [bool(self.states(by_name[name])[1]) for name in found.comparison]
         return found.assign(verdict=[f'unfinished, so far: {told}' if more else told for told, more in zip(
             found.verdict, unfinished, strict=True)])
@@ -92,7 +92,7 @@ class Plan:
     def headline(self, resamples: int = 1000) -> seeds.Interval | None:
         """The primary difference, its interval over seeds and images together; None without two pairs, or where the
         detections of a run are not here."""
-        one = next(one for one in PLANNED if one.primary)
+        one = next(one for one in PLANNED if one.kind == 'primary')
         pairs = self.pairs[one]
         if len(pairs.runs) < 2:
             return None

@@ -40,7 +40,7 @@ def cfg_of(dataset):
     """Row id, profile name -> its Config (made once, handed out as copies)."""
     @functools.cache
     def make(row, profile):
-        return config(Run.of(row, profile), {'mini': dataset, 'small': CELLS}.get(profile))
+        return config(Run.of(row, profile), {'shapes': dataset, 'folder': CELLS}.get(PROFILES[profile].data))
     return lambda row, profile='paper': copy.deepcopy(make(row, profile))
 
 
@@ -70,7 +70,7 @@ def test_every_row_at_every_profile_gives_a_config(cfg_of, dataset, row, profile
     assert cfg.default_hooks.checkpoint.save_best is None
     if PROFILES[profile].published:
         return
-    data = CELLS if profile == 'small' else dataset
+    data = CELLS if PROFILES[profile].data == 'folder' else dataset
     for detector in detectors(cfg):
         heads = detector.bbox_head if 'bbox_head' in detector else detector.roi_head.bbox_head
         classes = {head.num_classes for head in (heads if isinstance(heads, list) else [heads])}
@@ -413,7 +413,7 @@ def test_sgd_is_mmdets_own_of_the_student(dataset, tiny):
     ('mini', {'batch_size': 2, 'accumulate': 2}, False, 4)])
 def test_the_learning_rate_grows_with_the_images_an_update(dataset, profile, settings, scaled, images):
     run = Run.of('retinanet-baseline', profile, 0, settings)
-    cfg = config(run, {'mini': dataset, 'small': CELLS, 'paper': None}[profile])
+    cfg = config(run, {'shapes': dataset, 'folder': CELLS, 'coco': None}[PROFILES[profile].data])
     assert run.images_per_update == images
     rule = cfg.auto_scale_lr
     assert rule.enable == scaled

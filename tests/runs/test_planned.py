@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from amdlib.errors import SettingError
-from amdlib.paper.planned import PLANNED
+from amdlib.paper.planned import EXPLORATORY, PLANNED
 from amdlib.runs import calibrate, planned
 from amdlib.runs.planned import all_runs, planned_runs, train_plan
 
@@ -51,6 +51,18 @@ def test_all_runs_come_once_the_primary_comparison_first_and_seed_by_seed(store,
     assert [run.row.name for run in runs[:2]] == ['amd', 'mgd']
     assert {run.seed for run in runs[-3:]} == {4}       # what has five seeds comes last
     assert {run.row.name for run in runs[-3:]} == {'fgd', 'fkd', 'fitnet'}
+
+
+def test_exploratory_runs_follow_the_planned_ones_each_with_the_settings_of_its_bed(store, chosen):
+    planned_ones, every = all_runs(store), all_runs(store, exploratory=True)
+    assert every[:len(planned_ones)] == planned_ones
+    assert len(every) == len(set(every))
+    added = every[len(planned_ones):]
+    assert set(added) == {run for one in EXPLORATORY for run in planned_runs(one, store)} - set(planned_ones)
+    assert {run.teacher().seed for run in added if run.row.method} == {0, 1, 2}
+    for one in EXPLORATORY:     # a profile that ships no teachers trains them fresh whatever is said
+        own = {key: value for key, value in one.settings.items() if key != 'teachers'}
+        assert all(run.settings.items() >= own.items() for run in planned_runs(one, store) if run.row.method)
 
 
 @pytest.mark.parametrize(('known', 'asked'), [({}, ['amd', 'mgd']), ({'amd': 0.1}, ['mgd']),

@@ -50,7 +50,7 @@ def test_results_are_the_primary_alone_and_a_family(filled):
     assert results.verdict.str.fullmatch('unfinished, so far: .*').all()     # three of eight seeds
     assert results.kind.tolist() == ['primary', 'named', 'named']
     done = plan.done().set_index('comparison')
-    assert done.pairs.tolist() == [3, 0, 0, 0, 3, 3, 1, 0, 0]
+    assert done.pairs[done.kind != 'exploratory'].tolist() == [3, 0, 0, 0, 3, 3, 1, 0, 0]
     assert done['left out']['AMD over MGD, calibrated'] == 'not calibrated yet'
     assert plan.one_pair() == (Run.of('retinanet-amd', plan.store.profile), Run.of('retinanet-mgd', plan.store.profile))
     assert '<td>AMD over MGD</td>' in plan._repr_html_()
@@ -85,6 +85,16 @@ def test_an_empty_store_says_nothing(store):
     plan = Plan(store)
     assert (len(plan.results()), plan.headline(), plan.one_pair()) == (0, None, None)
     assert set(plan.done().pairs) == {0}
+
+
+def test_an_exploratory_comparison_is_judged_alone_on_the_bed_that_its_settings_make(filled):
+    twice = ('reference', 1.0)
+    plan = Plan(filled({('amd', 'alone', twice): (50, 51, 52.5), ('mgd', 'alone', twice): (49, 49.5, 51.5),
+                        ('amd', 'alone'): (40, 41), ('mgd', 'alone'): (45, 44)}))
+    results = plan.results().set_index('comparison')
+    assert results.kind.to_dict() == {'AMD over MGD': 'primary', 'AMD over MGD, twice the reference': 'exploratory'}
+    line, alone = results.loc['AMD over MGD, twice the reference'], seeds.compare([1, 1.5, 1])
+    assert (line.difference, line.p_holm, line.verdict) == (alone.mean, alone.p, 'better')   # all three seeds are there
 
 
 def test_what_numbers_of_seeds_can_show():

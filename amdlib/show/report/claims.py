@@ -101,15 +101,14 @@ def _planned(store: Store, entries: Mapping[str, Entry]) -> dict[str, Any]:
     headline = next(iter(lines_of(both, ends)), None)
     found = {}
     for one in PLANNED:
-        kind = 'primary' if one.primary else 'named'
-        runs = planned_runs(one, store)
+        kind, runs = one.kind, planned_runs(one, store)
         if (line := told.get(one.name)) is None:
             here = runs and all(run.id in entries and entries[run.id].counts for run in runs)
             command = f'make {"reproduce-significance" if here else "plan"}{where(store)}'
             found[one.name] = lambda claim, kind=kind, command=command: Judged(claim, GROUP, kind, command=command)
             continue
         values = {name: line[name] for name in ('low', 'high', 'verdict')}
-        if one.primary and headline is not None:    # the chance of test images is in it
+        if one.kind == 'primary' and headline is not None:    # the chance of test images is in it
             low, high = float(headline['low']), float(headline['high'])
             verdict = values['verdict'] if low > 0 or high < 0 else f'not resolved at n = {line["n"]}, seeds and images'
             values, kind = {'low': low, 'high': high, 'verdict': verdict}, 'primary, seeds and images'

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from amdlib.errors import RunError, SettingError
-from amdlib.paper.planned import PLANNED
+from amdlib.paper.planned import EXPLORATORY, PLANNED
 from amdlib.paper.tables import TABLES
 from amdlib.runs.planned import planned_runs
 from amdlib.runs.store import Store
@@ -110,7 +110,7 @@ def _runs(subject: Subject, store: Store, entries: Mapping[str, Entry]) -> list[
     file = store.folder / f'{subject.name}.csv'
     if subject == PLAN and file.is_file():
         named = {line['comparison'] for line in lines_of(file, {'comparison': str})}
-        return list(dict.fromkeys(run.id for one in PLANNED if one.name in named
+        return list(dict.fromkeys(run.id for one in (*PLANNED, *EXPLORATORY) if one.name in named
                                   for run in planned_runs(one, store) if run.id in entries))
     if subject == BED:      # it shows rows, with the settings that were tried
         columns = dict.fromkeys(('group', 'row', 'settings'), str)
