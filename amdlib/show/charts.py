@@ -294,7 +294,9 @@ def makespans(cells: pd.DataFrame) -> Figure:
         alone = cells[cells.way == 'none']
         axis.plot(alone.nodes, alone.node_hours / alone.nodes, color='0.4', linestyle=':', label='evenly divided')
         axis.set(xscale='log', yscale='log', xlabel='nodes', ylabel='hours until the last run has ended')
-        axis.set_xticks(sorted(set(cells.nodes)), [str(nodes) for nodes in sorted(set(cells.nodes))], minor=False)
+        ticks = [first * 10 ** power for power in range(6) for first in (1, 2, 5)]
+        axis.set_xticks(ticks, map(str, ticks))
+        axis.set_xlim(cells.nodes.min() / 1.15, cells.nodes.max() * 1.15)
         axis.minorticks_off()
         axis.legend(frameon=False, fontsize=8)
     return figure
