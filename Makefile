@@ -10,8 +10,8 @@ PY      := $(VENV)/bin/python
 SETUP   := $(VENV)/.setup-done
 AMDLIB  := $(PY) -m amdlib
 
-#? PROFILE mini (default: shapes, narrow networks, minutes on a CPU), bccd (BCCD, the same networks), small (a real data set), paper (COCO)
-#? DATA folder of the data set, for PROFILE=bccd, PROFILE=small (COCO, Pascal VOC, YOLO: docs/data.md) and PROFILE=paper (COCO 2017)
+#? PROFILE mini (default: shapes, narrow networks, minutes on a CPU), bccd (BCCD, the same networks), small (a real data set), tenth (of COCO), paper (COCO)
+#? DATA folder of the data set, for PROFILE=bccd, small (COCO, Pascal VOC, YOLO: docs/data.md), tenth and paper (COCO 2017)
 #? SPLIT share that is trained on, such as 0.8, where DATA is not split; the rest is reported
 #? SPLIT_SEED of that split; default: 0
 #? NEGATIVES keep (images without a box are trained on too) or drop (left out everywhere); default: not trained on
@@ -32,7 +32,7 @@ AMDLIB  := $(PY) -m amdlib
 #? ON slurm: hand missing runs to it instead of training here; for status: ask its queue too (docs/cluster.md)
 #? SLURM options of sbatch, for ON=slurm, such as "--partition=gpu --gres=gpu:8 --time=48:00:00"
 #? FORCE 1 trains again what is done
-#? WEIGHTS folder with published weights (teachers, ImageNet backbones), for PROFILE=paper
+#? WEIGHTS folder with published weights (teachers, ImageNet backbones), for PROFILE=tenth and paper
 #? MIRRORS addresses or folders to look for published weights before their home
 #? SKIP_TEACHER_CHECK 1 trains although a published teacher's mAP was not checked
 #? WORKERS processes that load pictures, a GPU; changes no number

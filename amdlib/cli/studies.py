@@ -71,11 +71,18 @@ def run(file: str, given: Words) -> None:
     _run(_study(file), given)
 
 
-def status(file: str) -> None:
+def batch(file: str, given: Words) -> Path | None:
+    """`batch STUDY.toml`: the script that was submitted, if anything was missing."""
+    study = _study(file)
+    SCREEN.say(study.pair.describe())
+    return study.submit(given.slurm, not given.script_only, **_means(given))
+
+
+def status(file: str, queued: bool = False) -> None:
     """`status STUDY.toml`: a line a run, then what is to do."""
     from amdlib.study.study import missing
     study = _study(file)
-    SCREEN.say('\n'.join([*study.status(), '', missing(study)]))
+    SCREEN.say('\n'.join([*study.status(queued), '', missing(study)]))
 
 
 def export(file: str, row: str, output: Path | None) -> None:
@@ -112,8 +119,10 @@ def _tell_tried(tried: pd.DataFrame) -> None:
 
 def _run(study: Study, given: Words) -> None:
     from amdlib.show.tables import as_markdown
-    means: dict[str, Any] = {key: value for key in ('device', 'jobs')
-                             if (value := getattr(given, key, None)) is not None}
     SCREEN.say(study.pair.describe())
-    SCREEN.say(as_markdown(study.run(**means).table()))
+    SCREEN.say(as_markdown(study.run(**_means(given)).table()))
     SCREEN.say(f'\nopen {study.write()}')
+
+
+def _means(given: Words) -> dict[str, Any]:
+    return {key: value for key in ('device', 'jobs') if (value := getattr(given, key, None)) is not None}

@@ -22,7 +22,7 @@ from amdlib.files import read_json, write_json
 from amdlib.methods.level import LevelLoss
 from amdlib.paper.profiles import Profile
 from amdlib.paper.rows import Row, row_of
-from amdlib.runs import adapt
+from amdlib.runs import adapt, slurm
 from amdlib.runs.batch import run_missing
 from amdlib.runs.originals import get_config
 from amdlib.runs.recipe import Means, own_settings
@@ -202,11 +202,19 @@ class Study:
 
     def run(self, **means: Any) -> Study:
         """Train what is missing; `means` of `Means`, such as jobs=2."""
+        run_missing(self.runs(), self._begun(means))
+        return self
+
+    def submit(self, options: str = '', hand_in: bool = True, **means: Any) -> Path | None:
+        """Hand what is missing to Slurm, see `slurm.submit`; `means` of `Means`, where jobs limits an array."""
+        return slurm.submit(self.runs(), self._begun(means), self.name, options, hand_in)
+
+    def _begun(self, means: Mapping[str, Any]) -> Store:
+        """Its store with these means; whether it is fast is written down before anything is trained."""
         if self.exact is None and not (self.store.folder / SPEED).exists():     # what began so goes on so
             self.store.folder.mkdir(parents=True, exist_ok=True)
             write_json(self.store.folder / SPEED, {'fast': self.is_fast and means.get('device') != 'cpu'})
-        run_missing(self.runs(), self._store(means))
-        return self
+        return self._store(means)
 
     def _store(self, means: Mapping[str, Any]) -> Store:
         store = replace(self.store, profile=self.profile)
@@ -293,12 +301,12 @@ class Study:
         written = self._exported[row, seed]
         return predict(picture, written['config'], written['weights'], row, score)
 
-    def status(self) -> list[str]:
-        """A line a run: its state and why."""
+    def status(self, queued: bool = False) -> list[str]:
+        """A line a run: its state and why; `queued`: as Slurm's queue has it too."""
         store = self._store({})
+        states = {run: store.state(run) for run in self.runs()}
         lines = []
-        for run in self.runs():
-            found = store.state(run)
+        for run, found in (slurm.states(states, store) if queued else states).items():
             told = f'{number(found.record["numbers"]["mAP"])} mAP' if found.name == 'done' else found.why
             lines.append(f'{run.id}  {found.name}  {told}')
         return lines
