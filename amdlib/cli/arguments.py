@@ -22,8 +22,8 @@ def arg(*flags: str, **options: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
 
 
 RESULTS = arg('--results', metavar='DIR', help='default: results/')
-WHERE = (arg('--profile', default='mini', help='mini (default), small or paper'),
-         arg('--data', metavar='DIR', help='data set folder, for the profiles small and paper (and dryrun)'),
+WHERE = (arg('--profile', default='mini', help='mini (default), bccd, small, tenth or paper'),
+         arg('--data', metavar='DIR', help='data set folder, for all profiles but mini'),
          arg('--split', type=float, metavar='SHARE',
              help="of a folder that is not split: the share that is trained on, such as 0.8; identical pictures stay "
                   'together'),
@@ -49,12 +49,13 @@ ARM = arg('--arm', choices=('alone', 'inherit'),
 CONTROLS = arg('--controls', action='store_true', help="a table's controls as further lines")
 CALIBRATED = arg('--calibrated', action='store_true',
                  help='the weights of each method by the factor that calibrate chose, instead of by the rule alone')
-GROUP = arg('--group', help='only this detector pair: retinanet, reppoints or faster_rcnn')
+GROUP = arg('--group', help='only this detector pair: retinanet, reppoints or faster_rcnn; in the zoo gfl too')
 FORCE = arg('--force', action='store_true', help='train again what is done')
 DEVICE = arg('--device', help='cpu, cuda or cuda:N; default: a GPU where there is one')
 JOBS = arg('--jobs', type=int, metavar='N', help='runs at once; default: one a GPU, or one a core (four at most)')
 PUBLISHED = (
-    arg('--weights', metavar='DIR', help='folder with published weights, for the profile paper (several as in PATH)'),
+    arg('--weights', metavar='DIR',
+        help='folder with published weights, for the profiles tenth and paper (several as in PATH)'),
     arg('--mirrors', nargs='+', default=[], metavar='WHERE',
         help='addresses or folders to look for published weights before their home'),
     arg('--cache', metavar='DIR', help='where fetched weights are kept; default: data/weights/'))
@@ -180,7 +181,7 @@ def seen_means(given: Words) -> dict[str, Any]:
 
 
 def store_for_plans(given: Words) -> Store:
-    """The same; at the profile paper without --data, one whose data set is None: COCO 2017, wherever it is."""
+    """The same; at tenth and paper without --data, one whose data set is None: COCO 2017, wherever it is."""
     from amdlib.files import ROOT
     from amdlib.paper.profiles import find_profile
     from amdlib.runs.recipe import Means

@@ -92,9 +92,17 @@ def run(name: str, given: Words) -> None:
     _run(find_study(name, given), read.seen_means(given))
 
 
+def batch(name: str, given: Words) -> Path | None:
+    """`batch STUDY.toml`: the script that was submitted, if anything was missing."""
+    study = find_study(name, given)
+    SCREEN.say(study.describe())
+    return study.submit(given.slurm, not given.script_only, **read.seen_means(given))
+
+
 def status(file: str, given: Words) -> None:
     """`status STUDY.toml`: a line a run, then what is to do."""
-    SCREEN.say('\n'.join([*find_study(file, given).status(), f'next: python -m amdlib run {file}']))
+    told = find_study(file, given).status(given.on is not None)
+    SCREEN.say('\n'.join([*told, f'next: python -m amdlib run {file}']))
 
 
 def report(name: str, given: Words) -> None:

@@ -284,3 +284,24 @@ def losses(scalars: pd.DataFrame) -> Figure:
         axis.set_xlabel('training step')
         axis.set_ylabel('weighted loss')
     return figure
+
+
+def makespans(cells: pd.DataFrame) -> Figure:
+    """Hours until the last run has ended over nodes, both logarithmic: a line a way of preemption, with the least and
+    the most of its draws, and what evenly divided work would take (cells: `scale.queue.makespans`)."""
+    labels = {'none': 'no preemption', 'told': 'preempted, told before', 'killed': 'killed without a word'}
+    colours = {'none': COLOURS['ours'], 'told': COLOURS['paper'], 'killed': COLOURS['masked']}
+    with plt.rc_context({**STYLE, 'axes.grid.axis': 'both'}):
+        figure, axis = plt.subplots(figsize=(5.4, 3.6), layout='constrained')
+        for (way, lines), marker in zip(cells.groupby('way', sort=False), 'osD', strict=False):
+            axis.fill_between(lines.nodes, lines.least, lines.most, color=colours[way], alpha=0.25, linewidth=0)
+            axis.plot(lines.nodes, lines.hours, marker=marker, markersize=4, color=colours[way], label=labels[way])
+        alone = cells[cells.way == 'none']
+        axis.plot(alone.nodes, alone.node_hours / alone.nodes, color='0.4', linestyle=':', label='evenly divided')
+        axis.set(xscale='log', yscale='log', xlabel='nodes', ylabel='hours until the last run has ended')
+        ticks = [first * 10 ** power for power in range(6) for first in (1, 2, 5)]
+        axis.set_xticks(ticks, map(str, ticks))
+        axis.set_xlim(cells.nodes.min() / 1.15, cells.nodes.max() * 1.15)
+        axis.minorticks_off()
+        axis.legend(frameon=False, fontsize=8)
+    return figure

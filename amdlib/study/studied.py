@@ -18,7 +18,7 @@ from amdlib.datasets import CHOICES
 from amdlib.errors import SettingError
 from amdlib.files import read_json
 from amdlib.paper.rows import Row
-from amdlib.runs import listing
+from amdlib.runs import listing, slurm
 from amdlib.runs.batch import run_missing
 from amdlib.runs.run import Run, with_teachers
 from amdlib.runs.store import Store
@@ -109,17 +109,26 @@ class Studied(ABC):
 
     def run(self, **means: Any) -> Studied:
         """Train what is missing; `means` of `Means`, such as jobs=2."""
-        run_missing(self.runs(), self._store(means))
+        run_missing(self.runs(), self._begun(means))
         return self
+
+    def submit(self, options: str = '', hand_in: bool = True, **means: Any) -> Path | None:
+        """Hand what is missing to Slurm, see `slurm.submit`; `means` of `Means`, where jobs limits an array."""
+        return slurm.submit(self.runs(), self._begun(means), self.title, options, hand_in)
+
+    def _begun(self, means: Mapping[str, Any]) -> Store:
+        """Its store with these means, for training."""
+        return self._store(means)
 
     def _store(self, means: Mapping[str, Any]) -> Store:
         return self.store.with_means(**means) if means else self.store
 
-    def status(self) -> list[str]:
-        """A line a run: its state and why; then how many are done and what is left."""
+    def status(self, queued: bool = False) -> list[str]:
+        """A line a run: its state and why, `queued` as Slurm's queue has it too; how many are done and what is left."""
         runs, store = self.runs(), self._store({})
         states = {run: store.state(run) for run in with_teachers(runs)}
-        return [*listing.lines(states, {self.title: runs}), '', listing.left(states, store)]
+        states = slurm.states(states, store) if queued else states
+        return [*listing.lines(states, {self.title: runs}), '', listing.left(states, store, queued)]
 
     def try_steps(self) -> pd.DataFrame:
         """Five steps of every row with the first seed, see `trying.try_steps`; nothing is kept."""

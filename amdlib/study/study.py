@@ -226,11 +226,11 @@ class Study(Studied):
             return bool(read_json(self.store.folder / SPEED)['fast'])
         return torch.cuda.is_available()
 
-    def run(self, **means: Any) -> Study:
+    def _begun(self, means: Mapping[str, Any]) -> Store:
         if self.exact is None and not (self.store.folder / SPEED).exists():     # what began so goes on so
             self.store.folder.mkdir(parents=True, exist_ok=True)
             write_json(self.store.folder / SPEED, {'fast': self.is_fast and means.get('device') != 'cpu'})
-        return super().run(**means)
+        return self._store(means)
 
     def _store(self, means: Mapping[str, Any]) -> Store:
         return replace(super()._store(means), profile=self.profile)

@@ -18,9 +18,10 @@ from amdlib.runs.originals import config_digest, get_config
 from amdlib.runs.run import Run, table_runs
 from amdlib.runs.train import train
 from amdlib.study.prediction import predict
-from amdlib.study.study import Study
+from amdlib.study.study import SPEED, Study
 from amdlib.weights.reading import read_weights
 from tests.conftest import OWN
+from tests.runs.slurm import Fake
 
 
 @pytest.fixture
@@ -197,6 +198,29 @@ def test_a_toml_file_and_its_relative_paths(home, asked):
 def test_a_run_goes_through_a_job_file_as_it_is(asked):
     for run in Study.of(asked(methods=['amd', 'mgd'], controls=['inherit', 'amd-permuted'], seeds=[3])).runs():
         assert Run.from_dict(json.loads(json.dumps(run.to_dict()))) == run
+
+
+def test_a_study_is_handed_to_slurm_and_its_queue_is_asked(home, tmp_path, monkeypatch, capsys):
+    fake, file = Fake(tmp_path / 'slurm', monkeypatch), home / 'queued.toml'
+    file.write_text(f'data = "data"\nstudent = "small.py"\nteacher = "large.py"\nmethods = ["amd", "mgd"]\n'
+                    f'scratch = true\nsize = 64\nepochs = 1\nresults = {str(tmp_path / "results")!r}\n')
+    assert main(['batch', str(file), '--slurm=--partition=gpu', '--jobs', '2']) == 0
+    assert fake.asked('sbatch') == [['--parsable', '--array=0-1%2', 'batch.sh'],
+                                    ['--parsable', '--array=2-3%2', '--dependency=afterany:12_0', 'batch.sh']]
+    study = Study.read(file)
+    place = study.store.folder
+    assert '#SBATCH --partition=gpu\n' in (place / 'slurm' / 'queued-1' / 'batch.sh').read_text()
+    assert (place / SPEED).is_file()        # an entry on another machine decides nothing anew
+    job = json.loads((place / 'runs' / study.runs()[-1].id / 'job.json').read_text())
+    assert Run.from_dict(job['run']) == study.runs()[-1]
+    fake.queue('12_0|RUNNING|None', '12_1|PENDING|Resources', '13_2|PENDING|Dependency', '13_3|PENDING|Dependency')
+    capsys.readouterr()
+    assert main(['status', str(file), '--on', 'slurm']) == 0
+    out = capsys.readouterr().out
+    assert [re.search(rf'^{re.escape(run.id)} +(\w+)  ', out, re.MULTILINE)[1] for run in study.runs()] == [
+        'running', 'waiting', 'waiting', 'waiting']
+    assert main(['batch', str(file)]) == 0
+    assert len(fake.asked('sbatch')) == 2       # nothing twice
 
 
 # ---- all of it ----------------------------------------------------------------------------------------------------
