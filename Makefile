@@ -10,14 +10,14 @@ PY      := $(VENV)/bin/python
 SETUP   := $(VENV)/.setup-done
 AMDLIB  := $(PY) -m amdlib
 
-#? PROFILE mini (default: shapes, narrow networks, minutes on a CPU), bccd (BCCD, the same networks), small (a real data set), paper (COCO)
-#? DATA folder of the data set, for PROFILE=bccd, PROFILE=small (COCO, Pascal VOC, YOLO: docs/data.md) and PROFILE=paper (COCO 2017)
+#? PROFILE mini (default: shapes, narrow networks, minutes on a CPU), bccd (BCCD, the same networks), small (a real data set), tenth (of COCO), paper (COCO)
+#? DATA folder of the data set, for PROFILE=bccd, small (COCO, Pascal VOC, YOLO: docs/data.md), tenth and paper (COCO 2017)
 #? SPLIT share that is trained on, such as 0.8, where DATA is not split; the rest is reported
 #? SPLIT_SEED of that split; default: 0
 #? NEGATIVES keep (images without a box are trained on too) or drop (left out everywhere); default: not trained on
 #? DROP_BROKEN 1 leaves out images that cannot be read, by name
 #? LAYOUT of DATA, where it fits several: coco, voc, yolo, cvat or csv
-#? GROUP retinanet, reppoints or faster_rcnn; default: all three (one figure: the paper's)
+#? GROUP retinanet, reppoints or faster_rcnn; default: all three (one figure: the paper's); the zoo has gfl too
 #? SEEDS seeds of the students, such as "0 1 2"; default: 0
 #? SETTINGS of every run, such as "epochs=2 gpus=8 'backbone=a folder/r50.pth'"; README has all
 #? METHOD a loss of your own, path/to/file.py:ClassName: a line more of each table
@@ -32,7 +32,7 @@ AMDLIB  := $(PY) -m amdlib
 #? ON slurm: hand missing runs to it instead of training here; for status: ask its queue too (docs/cluster.md)
 #? SLURM options of sbatch, for ON=slurm, such as "--partition=gpu --gres=gpu:8 --time=48:00:00"
 #? FORCE 1 trains again what is done
-#? WEIGHTS folder with published weights (teachers, ImageNet backbones), for PROFILE=paper
+#? WEIGHTS folder with published weights (teachers, ImageNet backbones), for PROFILE=tenth and paper
 #? MIRRORS addresses or folders to look for published weights before their home
 #? SKIP_TEACHER_CHECK 1 trains although a published teacher's mAP was not checked
 #? WORKERS processes that load pictures, a GPU; changes no number
@@ -44,6 +44,7 @@ AMDLIB  := $(PY) -m amdlib
 #? MEASURE 1 has cost time a few steps of each row on this machine's GPU
 #? SWITCHES 1 has cost compare the switches for speed, each alone and all together (MEASURE=1: time them)
 #? SCALING 1 has bench measure how cost grows with images, batch, students and processes instead
+#? ZOO 1 has bench measure a step of each method of the zoo instead, over the baseline's: time and memory
 #? EXPLORATORY 1 has plan train the exploratory comparisons of docs/plan.md too
 #? FIG table or figure, for why, such as fig4, table1 or significance
 #? A results folder, for compare
@@ -55,7 +56,7 @@ AMDLIB  := $(PY) -m amdlib
 #? PUBLIC folder of the public code, for make goldens (see tests/goldens/)
 KNOWN := PROFILE DATA SPLIT SPLIT_SEED NEGATIVES DROP_BROKEN LAYOUT GROUP SEEDS SETTINGS METHOD ARM CONTROLS CALIBRATED \
          TEACHERS METHODS VALUES DEVICE JOBS ON SLURM FORCE WEIGHTS MIRRORS SKIP_TEACHER_CHECK WORKERS TENSORBOARD NAME LAB RUN \
-         ONNX MEASURE SWITCHES SCALING EXPLORATORY FIG A B COMMIT PYTHON VENV CPU PUBLIC
+         ONNX MEASURE SWITCHES SCALING ZOO EXPLORATORY FIG A B COMMIT PYTHON VENV CPU PUBLIC
 
 # some login shells set a CPU of their own
 ifeq ($(origin CPU),environment)
@@ -207,7 +208,7 @@ cost: $(SETUP)  ## steps, measured seconds a step, memory and GPU-hours of each 
 	@$(AMDLIB) cost $(WHERE) $(SET) $(call flag,MEASURE,--measure) $(call flag,SWITCHES,--switches) $(call opt,DEVICE,--device)
 
 bench: $(SETUP)  ## how near a step is to its parts, losses to their convolutions, and where a job's time goes: measured here, minutes
-	@$(AMDLIB) bench $(WHERE) $(call opt,GROUP,--group) $(call opt,DEVICE,--device) $(call flag,SCALING,--scaling)
+	@$(AMDLIB) bench $(WHERE) $(call opt,GROUP,--group) $(call opt,DEVICE,--device) $(call flag,SCALING,--scaling) $(call flag,ZOO,--zoo)
 
 families: $(SETUP)  ## one distillation step with a detector of each of mmdet's families (docs/families.md; FORCE=1: all again)
 	@$(AMDLIB) families $(call flag,FORCE,--again)

@@ -22,8 +22,8 @@ def arg(*flags: str, **options: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
 
 
 RESULTS = arg('--results', metavar='DIR', help='default: results/')
-WHERE = (arg('--profile', default='mini', help='mini (default), small or paper'),
-         arg('--data', metavar='DIR', help='data set folder, for the profiles small and paper (and dryrun)'),
+WHERE = (arg('--profile', default='mini', help='mini (default), bccd, small, tenth or paper'),
+         arg('--data', metavar='DIR', help='data set folder, for all profiles but mini'),
          arg('--split', type=float, metavar='SHARE',
              help="of a folder that is not split: the share that is trained on, such as 0.8; identical pictures stay "
                   'together'),
@@ -49,12 +49,13 @@ ARM = arg('--arm', choices=('alone', 'inherit'),
 CONTROLS = arg('--controls', action='store_true', help="a table's controls as further lines")
 CALIBRATED = arg('--calibrated', action='store_true',
                  help='the weights of each method by the factor that calibrate chose, instead of by the rule alone')
-GROUP = arg('--group', help='only this detector pair: retinanet, reppoints or faster_rcnn')
+GROUP = arg('--group', help='only this detector pair: retinanet, reppoints or faster_rcnn; in the zoo gfl too')
 FORCE = arg('--force', action='store_true', help='train again what is done')
 DEVICE = arg('--device', help='cpu, cuda or cuda:N; default: a GPU where there is one')
 JOBS = arg('--jobs', type=int, metavar='N', help='runs at once; default: one a GPU, or one a core (four at most)')
 PUBLISHED = (
-    arg('--weights', metavar='DIR', help='folder with published weights, for the profile paper (several as in PATH)'),
+    arg('--weights', metavar='DIR',
+        help='folder with published weights, for the profiles tenth and paper (several as in PATH)'),
     arg('--mirrors', nargs='+', default=[], metavar='WHERE',
         help='addresses or folders to look for published weights before their home'),
     arg('--cache', metavar='DIR', help='where fetched weights are kept; default: data/weights/'))
@@ -64,8 +65,9 @@ MEANS = (DEVICE, *PUBLISHED,
          arg('--teacher-check-images', type=int, metavar='N',
              help="images on which a published teacher's mAP is checked before training; default 300"),
          arg('--skip-teacher-check', action='store_true', help='train whatever the teacher is like'))
-OF_TARGETS = (*WHERE, GROUP, SEEDS, arg('--values', nargs='+', default=[], metavar='X', help='of the sweep in fig4'),
-              *SETTINGS, METHODS, ARM, CONTROLS, CALIBRATED)
+OF_TABLE = (GROUP, SEEDS, METHODS, ARM, CONTROLS, CALIBRATED)
+OF_TARGETS = (*WHERE, *OF_TABLE, arg('--values', nargs='+', default=[], metavar='X', help='of the sweep in fig4'),
+              *SETTINGS)
 OF_RUN = (
     arg('--work-dir', type=Path, metavar='DIR', help='put the run here, outside the tables'),
     arg('--resume', action='store_true', help='an error unless the run goes on from a checkpoint (it does so '
@@ -88,6 +90,16 @@ OF_EXPORT = (
     arg('--set', action='append', default=[], metavar='KEY=FILE',
         help='a weight file that the run was made with; repeatable'),
     arg('--method', metavar='FILE.py:CLASS', help='the loss of your own that the run was made with'))
+
+
+def changed(given: Words, *arguments: tuple[tuple[str, ...], dict[str, Any]]) -> list[str]:
+    """Those of some arguments that are given and not as by default, as they are written: `--split`."""
+    found = []
+    for (flag, *_), options in arguments:
+        name = options.get('dest') or flag.lstrip('-').replace('-', '_')
+        if getattr(given, name, None) not in (None, False, [], options.get('default')):
+            found.append(flag)
+    return found
 
 
 def settings(given: Words) -> dict[str, Any]:
@@ -163,8 +175,13 @@ def store(given: Words, stream: TextIO | None = None) -> Store:
     return _seen(found)
 
 
+def seen_means(given: Words) -> dict[str, Any]:
+    """What is given of `Means`, its device chosen."""
+    return _chosen(means(given))
+
+
 def store_for_plans(given: Words) -> Store:
-    """The same; at the profile paper without --data, one whose data set is None: COCO 2017, wherever it is."""
+    """The same; at tenth and paper without --data, one whose data set is None: COCO 2017, wherever it is."""
     from amdlib.files import ROOT
     from amdlib.paper.profiles import find_profile
     from amdlib.runs.recipe import Means
@@ -177,9 +194,13 @@ def store_for_plans(given: Words) -> Store:
 
 
 def _seen(found: Store) -> Store:
+    return found.with_means(**_chosen({'device': found.means.device})) if found.means.device else found
+
+
+def _chosen(means: dict[str, Any]) -> dict[str, Any]:
     """Where a device is named, this process and those that it starts see no other."""
-    if found.means.device is None:
-        return found
+    if not (device := means.get('device')):
+        return means
     from amdlib.runs.device import choose_device
-    choose_device(found.means.device)
-    return found.with_means(device=found.means.device.partition(':')[0])    # the N-th is the only one now
+    choose_device(device)
+    return {**means, 'device': device.partition(':')[0]}    # the N-th is the only one now

@@ -5,8 +5,7 @@ import sys
 from pathlib import Path
 
 from amdlib.cli import arguments as read
-from amdlib.cli import studies
-from amdlib.cli.arguments import GROUP, JOBS, METHODS, SEED, SEEDS, SETTINGS, WHERE, Words, arg
+from amdlib.cli.arguments import GROUP, JOBS, SEED, SETTINGS, WHERE, Words, arg
 from amdlib.cli.parsing import command
 from amdlib.errors import SettingError
 from amdlib.terminal import SCREEN
@@ -56,24 +55,6 @@ def show(given: Words) -> None:
     print(config(run, read.store_for_plans(given).dataset).pretty_text)
 
 
-@command(arg('name', nargs='?', default='table1', help='table1 (default) to table6'), *WHERE, GROUP, SEEDS, *SETTINGS,
-         METHODS, read.ARM, read.CONTROLS, read.CALIBRATED)
-def table(given: Words) -> None:
-    """Print a table, or that of a study (a .toml file), from the records that are there."""
-    if given.name.endswith('.toml'):
-        return studies.table(given.name)
-    from amdlib.paper.tables import find_table
-    from amdlib.runs.calibrate import with_factors
-    from amdlib.runs.run import table_runs
-    from amdlib.show import tables
-    wanted = find_table(given.name).with_methods(given.methods)
-    wanted = wanted.with_controls() if given.controls else wanted
-    runs = table_runs(wanted, given.profile, given.group, read.seeds(given), read.settings(given), arm=given.arm)
-    store = read.store(given).with_kept()
-    runs = with_factors(runs, store) if given.calibrated else runs
-    SCREEN.say(tables.readable(tables.tidy(wanted, store.collect(runs)), store.profile))
-
-
 @command(arg('runs', nargs='*', metavar='RUN', help='such as retinanet-amd-s0; default: all runs and tables here'),
          *WHERE, arg('--table', action='append', default=[], dest='names', metavar='NAME',
                      help='table1 to table6, with its runs'),
@@ -121,11 +102,12 @@ def explore(given: Words) -> None:
     store = read.store(given)
     runs = explorer.find_runs(store, given.runs, given.group or next(iter(GROUPS)))
     shown = features.own_pictures(store, photos, runs[0].row.group.name)
-    data = explorer.explorer_data(runs, shown, store) if shown else explorer.data_of(runs, store)
+    rule = f'Your own pictures, seen by detectors that were trained on {store.dataset.name} alone'
+    data = explorer.explorer_data(runs, shown, store, rule) if shown else explorer.data_of(runs, store)
     output = given.output or store.folder / 'explorer.html'
     output.parent.mkdir(parents=True, exist_ok=True)
     write_text(output, explorer.page(data))
-    SCREEN.say(f'{output} ({output.stat().st_size / 1e6:.1f} MB): open it in a browser; it needs nothing else')
+    SCREEN.say(f'{output} ({output.stat().st_size / 1e6:.2f} MB): open it in a browser; it needs nothing else')
 
 
 @command()

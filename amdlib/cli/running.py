@@ -1,6 +1,7 @@
 """Commands that run, and how far they are: one run, targets, sweeps, notebooks, the report."""
 from __future__ import annotations
 
+import math
 import os
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from amdlib.cli import arguments as read
 from amdlib.cli import studies
-from amdlib.cli.arguments import FORCE, JOBS, MEANS, OF_TARGETS, SEED, SEEDS, SETTINGS, WHERE, Words, arg
+from amdlib.cli.arguments import FORCE, JOBS, MEANS, OF_TABLE, OF_TARGETS, SEED, SEEDS, SETTINGS, WHERE, Words, arg
 from amdlib.cli.parsing import command
 from amdlib.errors import SettingError
 from amdlib.terminal import SCREEN
@@ -20,12 +21,15 @@ if TYPE_CHECKING:
     from amdlib.runs.targets import Given, Target
 
 
-@command(arg('row', help='such as retinanet-amd, or retinanet-path/to/file.py:CLASS for a loss of your own; or '
-                         'STUDY.toml'), *WHERE,
-         SEED, *SETTINGS, *MEANS, JOBS, FORCE, *read.OF_RUN)
+@command(arg('row', help='such as retinanet-amd, or retinanet-path/to/file.py:CLASS for a loss of your own; or a '
+                         'study: STUDY.toml, or a table such as table1'), *WHERE,
+         SEED, *SETTINGS, *MEANS, JOBS, FORCE, *read.OF_RUN, *OF_TABLE)
 def run(given: Words) -> None:
-    """Train and evaluate one row (and its teacher, where that is missing), or a whole study, a .toml file."""
-    if given.row.endswith('.toml'):
+    """Train and evaluate one row (and its teacher, where that is missing), or a study: a .toml file, or a table."""
+    of_other, what = ([SEED, FORCE, *read.OF_RUN], 'row') if studies.is_study(given.row) else (OF_TABLE, 'table')
+    if changed := read.changed(given, *of_other):
+        raise SettingError(f'{given.row}: {changed[0]} is for a {what}')
+    if studies.is_study(given.row):
         return studies.run(given.row, given)
     from amdlib.runs.run import Run
     from amdlib.runs.train import train
@@ -66,27 +70,68 @@ def jobs(given: Words) -> None:
              help="sbatch's own, with an equals sign: --slurm='--partition=gpu --time=4:00:00'"),
          arg('--script-only', action='store_true', help='write the script and do not submit it'))
 def batch(given: Words) -> None:
-    """Hand the runs that targets lack to Slurm as one job array, an entry a run, teachers first."""
+    """Hand the runs that targets lack, or a study (a .toml file), to Slurm as one job array, an entry a run, teachers
+    first."""
     from amdlib.runs.slurm import submit
     if given.force:
         raise SettingError('--force: an entry that is queued again would begin anew each time; expected the folders of '
                            'the runs to be removed instead')
-    store, name = read.store(given), '-'.join(given.targets)
-    file = submit(_runs(given, store), store, name, given.slurm, not given.script_only)
+    if _is_study(given):
+        file = studies.batch(given.targets[0], given)
+    else:
+        store, name = read.store(given), '-'.join(given.targets)
+        file = submit(_runs(given, store), store, name, given.slurm, not given.script_only)
     if file and given.script_only:
         SCREEN.say(f'submit it from {near(file.parent)}, as its head says')
+
+
+@command(arg('targets', nargs='+', help='as for reproduce'), *OF_TARGETS,
+         arg('--nodes', nargs='+', type=int, default=[1, 2, 5, 10, 20, 50, 100], metavar='N',
+             help='each of which trains one run at a time; default: some of 1 to 100'),
+         arg('--at-once', type=int, metavar='N', help='runs of an array; default: as many as there are nodes'),
+         arg('--preempted-h', type=float, metavar='X', help='mean hours of a run to a preemption; default: none'),
+         arg('--s-per-step', type=float, metavar='X',
+             help='of every row; default: as records or cost --measure have it'),
+         arg('--start-s', type=float, default=0.0, metavar='X', help='of each entry before its first step; default 0'),
+         arg('--requeue-s', type=float, default=120.0, metavar='X',
+             help='until what was preempted may start again; default 120, as Slurm has it'))
+def simulate(given: Words) -> None:
+    """Foretell when the runs of targets would end on so many nodes, all of them made anew, with preemptions or without;
+    a table and a plot."""
+    from amdlib.files import write_text
+    from amdlib.paper.rows import ROWS
+    from amdlib.scale import cost, queue
+    from amdlib.show import charts
+    store = read.store_for_plans(given)
+    runs = _runs(given, store)
+    rows = [run.row for run in runs]
+    times = dict.fromkeys(ROWS, (given.s_per_step, 0.0)) if given.s_per_step else queue.measured(
+        rows, store, read.settings(given))
+    jobs = queue.jobs_of(runs, store, times, given.start_s)
+    every_s = given.preempted_h * 3600 if given.preempted_h else math.inf
+    cells = queue.makespans(jobs, given.nodes, queue.Queue(
+        at_once=given.at_once, every_s=every_s, requeue_s=given.requeue_s))
+    folder = cost.folder_of(store)
+    charts.save(charts.makespans(cells), folder / 'simulation')
+    write_text(folder / 'simulation.csv', cells.to_csv(index=False, float_format='%.6g'))
+    SCREEN.say(queue.readable(cells).to_markdown(index=False, disable_numparse=True))
+    SCREEN.say(f'{len(jobs)} runs; {near(folder / "simulation.png")}')
 
 
 @command(arg('targets', nargs='*', help='as for reproduce; default: all'), *OF_TARGETS,
          arg('--on', choices=('slurm',), help='ask its queue too: what waits, was queued again, or is lost'))
 def status(given: Words) -> None:
     """Say which runs are done, running, failed, stale or missing, and why; of targets, or of a study, a .toml file."""
-    if [name.endswith('.toml') for name in given.targets] == [True]:
-        return studies.status(given.targets[0])
+    if _is_study(given):
+        return studies.status(given.targets[0], given)
     from amdlib.runs import targets
     given.targets = given.targets or ['all']
     wanted, asked = _asked(given)
     targets.status(wanted, read.store(given), asked, queued=given.on is not None)
+
+
+def _is_study(given: Words) -> bool:
+    return [name.endswith('.toml') for name in given.targets] == [True]
 
 
 def _runs(given: Words, store: Store) -> list[Run]:
@@ -150,13 +195,16 @@ def notebook(given: Words) -> None:
     SCREEN.say(f'\nopen {near(output)}')
 
 
-@command(*WHERE, arg('--compare', nargs=2, action='append', default=[], metavar='RUN',
+@command(arg('study', nargs='?', metavar='STUDY.toml', help="a study; default: what the results' folder holds"),
+         *WHERE, arg('--compare', nargs=2, action='append', default=[], metavar='RUN',
                      help='a page more, on which two runs stand side by side; repeatable'),
          arg('--single', nargs='?', const='', metavar='FILE', help='the front page alone as one HTML file that can be '
              "published; default: report.html beside the tables"))
 def report(given: Words) -> None:
     """Gather tables, figures, runs and notebooks in a static HTML site."""
     from amdlib.show.report import site
+    if given.study:
+        return studies.report(given.study, given)
     if given.single is None:
         SCREEN.say(f'open {near(site.build(read.store(given), [tuple(pair) for pair in given.compare]))}')
     elif given.compare:

@@ -65,16 +65,22 @@ def cost(given: Words) -> None:
          arg('--no-losses', action='store_true', help="leave out losses and operators at the paper's shapes: "
                                                       'minutes'),
          arg('--no-job', action='store_true', help='leave out where the time of a job goes: minutes of training'),
-         arg('--scaling', action='store_true', help='how cost grows instead, over images, batch, students, processes'))
+         arg('--scaling', action='store_true', help='instead: how cost grows, over images, batch, students, processes'),
+         arg('--zoo', action='store_true', help="instead: a step of each method of the zoo over the baseline's"))
 def bench(given: Words) -> None:
     """Measure how near a distillation step is to its parts, the losses to their convolutions, and where a job's time
     goes: ratios, measured side by side in one process."""
     from amdlib.runs.device import choose_device
-    from amdlib.scale import bench, scaling
+    from amdlib.scale import bench, bench_zoo, scaling
     choose_device(given.device)
-    store, groups = read.store(given), [given.group] if given.group else ()
-    SCREEN.say((scaling.scaling(store, *groups) if given.scaling else bench.bench(
-        store, groups, given.rounds, not given.no_losses, not given.no_job)).read_text())
+    store, groups = read.store(given), [given.group] if given.group else []
+    if given.zoo:
+        page = bench_zoo.bench_zoo(store, groups, given.rounds)
+    elif given.scaling:
+        page = scaling.scaling(store, *groups)
+    else:
+        page = bench.bench(store, groups, given.rounds, not given.no_losses, not given.no_job)
+    SCREEN.say(page.read_text())
 
 
 @command(arg('names', nargs='*', help='of families, such as detr, to be tried again; default: all not tried yet'),

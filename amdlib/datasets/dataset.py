@@ -53,7 +53,11 @@ def coco_images(ann_file: str | Path) -> list[dict]:
 def trained_images(ann_file: str | Path, negatives: bool = False) -> list[dict]:
     """Those of a COCO file on which mmdet trains: it leaves out narrow ones, and without `negatives` those that have no
     annotation."""
-    coco = json.loads(Path(ann_file).read_text())
+    return trained_of(json.loads(Path(ann_file).read_text()), negatives)
+
+
+def trained_of(coco: dict, negatives: bool = False) -> list[dict]:
+    """The same of a COCO file's content."""
     annotated = {box['image_id'] for box in coco['annotations']}
     return [image for image in coco['images']
             if (negatives or image['id'] in annotated) and min(image['width'], image['height']) >= TRAINED_FROM_PX]

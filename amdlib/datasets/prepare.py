@@ -17,14 +17,14 @@ from amdlib.datasets import checks, formats, store
 from amdlib.datasets.choice import WHOLE, Choice, Chosen
 from amdlib.datasets.dataset import Dataset
 from amdlib.datasets.formats import Source
-from amdlib.datasets.formats.coco import FirstOfCoco, coco_2017
+from amdlib.datasets.formats.coco import FirstOfCoco, TenthOfCoco, coco_2017
 from amdlib.datasets.formats.shapes import Shapes
 from amdlib.datasets.scene import ShapesSpec
 from amdlib.errors import DataError
-from amdlib.words import log, some
+from amdlib.words import log, plural, some
 
 _EXPECTED = {'folder': 'a data set in COCO, Pascal VOC, YOLO or another layout (docs/data.md)',
-             'coco': 'COCO 2017', 'first_of_coco': 'COCO 2017'}
+             'coco': 'COCO 2017', 'first_of_coco': 'COCO 2017', 'tenth_of_coco': 'COCO 2017'}
 
 
 def prepare(kind: str, data: str | Path | None = None, cache: str | Path = files.ROOT / 'data',
@@ -33,7 +33,8 @@ def prepare(kind: str, data: str | Path | None = None, cache: str | Path = files
 
     Args:
         kind: 'shapes' (made here, `data` must be None), 'folder' (`data`: a folder in a format that `formats` knows,
-            or the parent of one), 'coco' (exactly COCO 2017's layout) or 'first_of_coco' (its first annotated images).
+            or the parent of one), 'coco' (exactly COCO 2017's layout), 'first_of_coco' (its first annotated images) or
+            'tenth_of_coco' (a tenth of train2017, all of val2017).
         cache: what is written goes to `cache`/<name>, or to `cache`/<name>-prepared where that holds something else.
         shapes: other shapes than the default ones, e.g. fewer for a test.
         first_images: how many of train and test 'first_of_coco' takes.
@@ -65,7 +66,7 @@ def prepare(kind: str, data: str | Path | None = None, cache: str | Path = files
 
 def _source(kind: str, data: str | Path | None, shapes: ShapesSpec | None, first_images: tuple[int, int] | None,
             choice: Choice) -> Source:
-    if choice.given() and kind in ('shapes', 'first_of_coco'):
+    if choice.given() and kind in ('shapes', 'first_of_coco', 'tenth_of_coco'):
         raise DataError(f'{some(choice.given())}: for a folder of yours; this profile makes or picks its own images')
     if kind == 'shapes':
         if data is not None:
@@ -86,6 +87,8 @@ def _source(kind: str, data: str | Path | None, shapes: ShapesSpec | None, first
             raise DataError(f'{root}: one split only ({source.found}); --split 0.8 (SPLIT=0.8) trains on 80 % of its '
                             'images and reports on the rest')
         return Chosen(source, choice) if choice.suffix() else source
+    if kind == 'tenth_of_coco':
+        return TenthOfCoco(coco_2017(root))
     if first_images is None:
         raise DataError('first_of_coco: first_images is None, expected how many images of train and of test')
     return FirstOfCoco(coco_2017(root), first_images)
@@ -111,8 +114,12 @@ def _remake(source: Source, home: Path, manifest: dict) -> dict:
             manifest = _examined(source, folder, source.make(folder))
         except DataError as error:      # it names the user's files: those that are written here will be gone
             ours = re.compile(rf'{re.escape(str(folder))}/(?:{WHOLE}/)?(\w+\.json)')
-            raise DataError([ours.sub(lambda found: str(source.origins.get(found[1], found[0])), problem)
-                             for problem in error.problems]) from None
+            problems = [ours.sub(lambda found: str(source.origins.get(found[1], found[0])), problem)
+                        for problem in error.problems]
+            broken = sum('not readable as an image' in problem for problem in problems)
+            way_out = [f'{plural(broken, "image", "images")} cannot be read; --drop-broken (DROP_BROKEN=1) leaves '
+                       f'{"it" if broken == 1 else "them"} out'] if broken and not source.self_made else []
+            raise DataError([*way_out, *problems]) from None
         store.write_manifest(source, folder, manifest)
     return manifest
 

@@ -1,7 +1,8 @@
 """One task on several GPUs: torchrun starts a process a GPU; each trains on its share of every step's images.
 
 `launch` is called by the process that holds the run; `main` is what torchrun starts. Only the first process (rank 0)
-writes progress, detections and weights. Without a GPU the processes talk by gloo, for trials and tests.
+writes progress, detections and weights. Without a GPU the processes talk by gloo, for trials and tests. In a job of
+Slurm's on several nodes there is a torchrun a node, started by srun; they meet on the first, where rank 0 is.
 """
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ import json
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -36,6 +38,7 @@ def launch(task: Task, processes: int, folder: Path) -> dict:
     Errors: the first error of any process: RunError; torch.OutOfMemoryError and, for a full disk, OSError stay what
         they are.
     """
+    command = [*_torchrun(task.name, processes), '-m', 'amdlib.engine.processes', str(folder)]
     folder.mkdir(parents=True, exist_ok=True)
     task_file, outcome_file, failure_file = _files(folder)
     for old in (outcome_file, failure_file):
@@ -44,9 +47,6 @@ def launch(task: Task, processes: int, folder: Path) -> dict:
     threads = max(1, len(os.sched_getaffinity(0)) // processes)
     env = {**os.environ, 'OMP_NUM_THREADS': os.environ.get('OMP_NUM_THREADS', str(threads)),
            'PYTHONPATH': os.pathsep.join([str(ROOT), *filter(None, [os.environ.get('PYTHONPATH')])])}
-    # --standalone: a free port of its own, so that several such runs can share a machine
-    command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', f'--nproc-per-node={processes}',
-               '-m', 'amdlib.engine.processes', str(folder)]
     # nothing is written into stdin: where that pipe ends, this process has (`end_with`)
     children = subprocess.Popen(command, env=env, stdin=subprocess.PIPE)
     try:
@@ -66,6 +66,28 @@ def launch(task: Task, processes: int, folder: Path) -> dict:
     if failure is not None:
         raise failure
     raise RunError(f'{task.name}: the {processes} processes ended with status {status} and left no outcome')
+
+
+def nodes() -> int:
+    """How many a run of several GPUs has: those of Slurm's job; without a GPU its tasks, wherever they are."""
+    return int(os.environ.get('SLURM_JOB_NUM_NODES' if torch.cuda.is_available() else 'SLURM_NTASKS') or 1)
+
+
+def _torchrun(name: str, processes: int) -> list[str]:
+    """The words that start so many processes, but for what each is to do. Errors: RunError where nodes get unequal
+    shares."""
+    torchrun, count = [sys.executable, '-m', 'torch.distributed.run'], nodes()
+    if count == 1:  # --standalone: a free port of its own, so that several such runs can share a machine
+        return [*torchrun, '--standalone', f'--nproc-per-node={processes}']
+    if processes % count:
+        raise RunError(f'{name}: {processes} processes on {count} nodes: expected as many on each')
+    with socket.socket() as probe:
+        probe.bind(('', 0))
+        port = probe.getsockname()[1]
+    # every node is told its number, in Slurm's order: the first is this one
+    numbered = ['sh', '-c', 'PET_NODE_RANK=$SLURM_PROCID exec "$@"', 'sh', *torchrun]
+    return ['srun', '--kill-on-bad-exit=1', f'--ntasks={count}', *numbered, f'--nnodes={count}',
+            f'--nproc-per-node={processes // count}', f'--master-addr={socket.gethostname()}', f'--master-port={port}']
 
 
 def _files(folder: Path) -> tuple[Path, Path, Path]:

@@ -21,7 +21,8 @@ class Profile:
     """How large an experiment is: pictures, networks, schedule."""
     name: str
     image_px: tuple[int, int]            # width, height that the image is fitted into
-    data: str                            # 'shapes' (made), 'folder' (the user's), 'coco' or 'first_of_coco'
+    data: str                            # 'shapes' (made), 'folder' (the user's), 'coco', 'first_of_coco' or
+                                         # 'tenth_of_coco'
     batch_size: int                      # images a step and GPU
     epochs: dict[str, int] = field(hash=False)  # by row id, 'teacher', group or 'student', the first that is there
     student: Network | None = None       # None: mmdet's own backbones
@@ -79,6 +80,11 @@ PROFILES = {profile.name: profile for profile in (
             can_show='Real images, an ordinary ResNet-18 and ResNet-50 from scratch: it shows whether distillation '
                      'helps on this data set. It cannot confirm or refute the paper, whose networks are pre-trained '
                      'on millions of images and whose differences are 0.3 to 0.7 mAP.'),
+    Profile('tenth', PAPER_IMAGE_PX, 'tenth_of_coco', 2, {'student': 12}, test_batch_size=1, log_every=50,
+            published=True,
+            can_show="The paper's detectors, teachers and first weights on a tenth of COCO's training images, for half "
+                     'as many epochs: a twentieth of its steps. It shows whether a method teaches anything there; it '
+                     "cannot confirm or refute the paper's 0.3 to 0.7 mAP, which belong to the whole of COCO."),
     Profile('paper', PAPER_IMAGE_PX, 'coco', 2, {'student': 24}, test_batch_size=1, log_every=50, published=True,
             can_show="The paper's own experiments on COCO. Differences between methods there are 0.3 to 0.7 mAP, of "
                      'the order of the spread between two runs: report several seeds.'),

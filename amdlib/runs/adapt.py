@@ -10,7 +10,7 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
-from amdlib.datasets import Dataset
+from amdlib.datasets import Dataset, trained_images
 from amdlib.datasets.dataset import TRAINED_FROM_PX
 from amdlib.errors import SettingError
 from amdlib.runs.config import Taught, set_rate, set_surroundings
@@ -22,6 +22,7 @@ PIXELS = ('scale', 'scales', 'img_scale', 'crop_size', 'size', 'border', 'random
 FITTED = ('scale', 'scales', 'img_scale')       # of these, what a picture is fitted into by its sides
 FIXED = ('img_scale', 'crop_size', 'size', 'random_size_range', 'input_size')     # and what pictures fill: multiples
 GRID = 32                                                                         # of this stay some
+WARM_UPS = ('LinearLR', 'ConstantLR')
 LEFT_OUT = ('load_from', 'resume', 'work_dir', 'visualizer', 'custom_imports', 'randomness', 'train_cfg',
             'default_hooks', 'val_dataloader', 'val_evaluator', 'val_cfg', 'tta_model', 'tta_pipeline',
             'auto_scale_lr')    # of `changes`
@@ -58,7 +59,8 @@ def config(run: Run, dataset: Dataset, work_dir: str | Path = '', taught: Taught
             if key in run.settings:
                 cfg.model[key] = run.settings[key]
     _set_data(cfg, run, dataset, group.teacher_knows or not given)
-    _set_schedule(cfg, run)
+    here = dataset.train_ann.is_file()      # not where a detector alone is asked for
+    _set_schedule(cfg, run, run.steps(len(trained_images(dataset.train_ann, dataset.negatives))) if here else 0)
     set_rate(cfg, run)
     cfg.custom_imports = dict(imports=list(dict.fromkeys([*cfg.get('custom_imports', {}).get('imports', []),
                                                           'amdlib.engine'])), allow_failed_imports=False)
@@ -264,14 +266,18 @@ def _times(value: Any, longer: float, shorter: float, grid: int) -> Any:
 
 # ---- schedule -----------------------------------------------------------------------------------------------------
 
-def _set_schedule(cfg: Config, run: Run) -> None:
-    """The config's schedule at another length: what it says in epochs keeps its place in the whole."""
+def _set_schedule(cfg: Config, run: Run, steps: int) -> None:
+    """The config's schedule at another length: what it says in epochs keeps its place in the whole, and a warm-up that
+    is counted in steps, 500 of them for COCO, takes a quarter of all at the most."""
     factor = run.epochs / cfg.train_cfg.max_epochs
     for key in ('val_interval', 'val_begin', 'dynamic_intervals'):
         cfg.train_cfg.pop(key, None)
     cfg.train_cfg.max_epochs = run.epochs
     if 'lr' in run.settings:
         cfg.optim_wrapper.optimizer.lr = run.settings['lr']
+    for part in cfg.get('param_scheduler') or []:
+        if part.type in WARM_UPS and not part.get('by_epoch', True) and not part.get('begin', 0) and steps:
+            part.end = min(part.end, max(1, steps // 4))
     if factor != 1:
         for part in cfg.get('param_scheduler') or []:
             if part.get('by_epoch', True):

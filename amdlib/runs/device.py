@@ -6,6 +6,7 @@ import os
 import torch
 
 from amdlib.datasets.dataset import TRAINED_FROM_PX
+from amdlib.engine import processes
 from amdlib.errors import RunError
 from amdlib.runs.run import Run
 
@@ -46,7 +47,7 @@ def check_it_fits(run: Run, images: int, data: str) -> None:
     Args:
         images: to train on, in the data set called `data`.
     """
-    gpus, visible = run.recipe.gpus, torch.cuda.device_count()
+    gpus, visible = run.recipe.gpus, torch.cuda.device_count() * processes.nodes()
     on_cpu = os.environ.get('CUDA_VISIBLE_DEVICES') == ''  # --device cpu
     if gpus > 1 and gpus > visible and not on_cpu:
         raise RunError(f'{run.id}: gpus={gpus}, but torch sees {visible} (CUDA_VISIBLE_DEVICES='

@@ -207,7 +207,7 @@ def table_run(row: Row, profile: Profile, seed: int = 0, settings: Mapping[str, 
     Errors: SettingError for an unknown setting or arm.
     """
     if row.name == 'teacher':
-        return teacher_of(row.group.name, profile, settings)
+        return teacher_of(row.group, profile, settings)
     return Run.of(row, profile, 0 if row.is_teacher else seed, _settings(row, profile, settings, arm))
 
 
@@ -251,9 +251,9 @@ def sweep_runs(row: str, option: str, values: Iterable[Any], profile: str | Prof
     return list(dict.fromkeys(runs))
 
 
-def teacher_of(group: str, profile: Profile, settings: Mapping[str, Any] | None = None) -> Run:
+def teacher_of(group: Group, profile: Profile, settings: Mapping[str, Any] | None = None) -> Run:
     """The teacher that the students of a table with these settings learn from."""
-    student = find_row(f'{group}-amd')
+    student = row_of(group, 'amd')
     return Run.of(student, profile, 0, own_settings(student, settings or {})).teacher()
 
 

@@ -36,6 +36,7 @@ HEAD = """#!/bin/bash
 BODY = """
 folder=${folders[$SLURM_ARRAY_TASK_ID]}
 export OMP_NUM_THREADS="${SLURM_CPUS_PER_TASK:-1}" PYTHONUNBUFFERED=1
+export SRUN_CPUS_PER_TASK="$OMP_NUM_THREADS"
 """
 
 

@@ -199,7 +199,9 @@ class Store:
         return pd.DataFrame([line_of(run, found.record, found.note) for run, found in states.items()])
 
     def command(self, run: Run) -> str:
-        """The command that makes a run."""
+        """The command that makes a run; of a study's, all that it lacks."""
+        if run.row.group.own:
+            return f'python -m amdlib run {run.profile.name}.toml'
         words = ['python -m amdlib run', run.row.reference, '--profile', run.profile.name, '--seed', str(run.seed),
                  *(f'--set {key}={value}' for key, value in run.settings.items()),
                  *([] if self.profile.data == 'shapes' else ['--data <folder>', *self.choice.words()])]

@@ -1,7 +1,6 @@
 """The paper's results as targets: the notebook that tells each, with which parameters, and the runs behind it."""
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,16 +9,13 @@ from typing import Any
 from amdlib.errors import RunError, SettingError
 from amdlib.paper.pairs import GROUPS, find_group
 from amdlib.paper.tables import PHI, TABLES
-from amdlib.runs import batch, notebooks, slurm
+from amdlib.runs import batch, listing, notebooks, slurm
 from amdlib.runs.calibrate import with_factors
-from amdlib.runs.device import default_jobs
 from amdlib.runs.run import Run, row_runs, sweep_runs, table_runs, with_teachers
-from amdlib.runs.store import RECORD, State, Store
-from amdlib.runs.times import expected_s
-from amdlib.words import hours, log, near, number, some
+from amdlib.runs.store import RECORD, Store
+from amdlib.words import log, near
 
-NEVER_RUN, EXECUTED = State('missing', 'never run'), 'executed'
-LISTED = 8      # runs that were never run, by name; more are counted
+EXECUTED = 'executed'
 
 
 @dataclass(frozen=True)
@@ -92,7 +88,7 @@ def _weighted(runs: list[Run], store: Store, given: Given) -> list[Run]:
 
 
 TARGETS: dict[str, Target] = {target.name: target for target in (
-    *(Target(name, f'Table {table.number}: {table.title}', table.notebook or name, _of_table(name),
+    *(Target(name, table.heading, table.notebook or name, _of_table(name),
              {'table': name} if table.notebook else {}, table.groups, ours=table.ours)
       for name, table in TABLES.items()),
     Target('fig1', "Fig. 1: the teacher's attention", 'fig1', _of_rows('teacher'), {'write': True}),
@@ -179,45 +175,23 @@ def status(targets: list[Target], store: Store, given: Given, queued: bool = Fal
     """
     _parameters(targets, given)
     wanted = {target: target.runs(store, given) for target in targets}
-    runs = with_teachers(run for runs in wanted.values() for run in runs)
-    states = {run: store.state(run) for run in runs}
+    states = {run: store.state(run) for run in with_teachers(run for runs in wanted.values() for run in runs)}
     states = slurm.states(states, store) if queued else states
-    never = [run for run, found in states.items() if found == NEVER_RUN]
-    listed = [run for run in runs if run not in never or len(never) <= LISTED]
-    width = max((len(run.id) for run in listed), default=0)
-    for run in listed:
-        found = states[run]
-        told = f'{number(found.record["numbers"]["mAP"])} mAP' if found.name == 'done' else found.why
-        note = f' ({found.note})' if found.note else ''
-        needed = ' '.join(target.name for target, own in wanted.items() if run in own) or 'as a teacher'
-        log.info(f'{run.id:{width}}  {found.name:8} {told}{note}  [{needed}]')
-    if len(never) > LISTED:
-        log.info(f'{len(never)} never run: {some(run.id for run in never)}')
-    counts = Counter(found.name for found in states.values())
-    log.info(f'\n{len(runs)} runs: ' + ', '.join(f'{count} {name}' for name, count in counts.most_common()))
+    for line in listing.lines(states, {target.name: own for target, own in wanted.items()}):
+        log.info(line)
     outputs = {target: _output(target, [run for run in own if states[run].name == 'done'], store)
                for target, own in wanted.items()}
     for target, own in wanted.items():
         done = [run for run in own if states[run].name == 'done']
         log.info(f'{target.name:14} {len(done)} of {len(own)} runs done; {outputs[target]}')
-    to_do = [run for run, found in states.items() if found.name not in ('done', 'running')]
     unfinished = [target for target, own in wanted.items()
                   if outputs[target] != EXECUTED or any(states[run].name != 'done' for run in own)]
     following = f'make reproduce-{unfinished[0].name}' if unfinished else 'make report'
     following += f' PROFILE={store.profile.name}' * (store.profile.name != 'mini')
     following += f' GROUP={given.group}' if given.group else ''
-    following += ' ON=slurm SLURM="..."' * (queued and bool(to_do))
-    at_once = max(1, counts['running']) if queued else store.means.jobs or default_jobs(store.means.device)
-    log.info(f'\n{counts["done"]} of {len(runs)} done{_left(to_do, store, at_once)}, next: {following}')
-
-
-def _left(runs: list[Run], store: Store, at_once: int) -> str:
-    """About how long these runs take, as far as there are runs to tell from."""
-    seconds, unknown = expected_s(runs, store)
-    if runs and len(unknown) == len(runs):
-        return ', no run to tell the time from'
-    of = f' for {len(runs) - len(unknown)} of {len(runs)}, no run to tell from for the others' if unknown else ''
-    return f', about {hours(seconds / at_once)} ({at_once} at once){of}' if runs else ''
+    waits = any(found.name not in ('done', 'running') for found in states.values())
+    following += ' ON=slurm SLURM="..."' * (queued and waits)
+    log.info(f'\n{listing.left(states, store, queued)}, next: {following}')
 
 
 def _output(target: Target, done: list[Run], store: Store) -> str:

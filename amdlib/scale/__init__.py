@@ -1,5 +1,5 @@
-"""Beyond the tables: a dry run of every row at full size, what each row costs, detectors for use elsewhere, and
-which of mmdet's families of detectors can be distilled.
+"""Beyond the tables: a dry run of every row at full size, what each row costs, a queue foretold, detectors for
+use elsewhere, and which of mmdet's families of detectors can be distilled.
 
 What trains or draws is not here.
 """

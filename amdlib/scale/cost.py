@@ -27,6 +27,7 @@ from mmengine.structures import InstanceData
 from torch import nn
 
 from amdlib.datasets import Dataset, trained_images
+from amdlib.datasets.formats.coco import a_tenth
 from amdlib.engine.training import float32_products
 from amdlib.errors import RunError
 from amdlib.files import read_csv, read_json, write_text
@@ -62,8 +63,7 @@ def table(rows: Iterable[Row], store: Store, settings: Mapping[str, Any] | None 
         store: without a data set (`dataset` None) that of the paper is meant, COCO 2017.
         settings: the recipe of the runs, such as gpus or amp; only measurements with the same recipe count.
     """
-    data = store.dataset
-    images = COCO_TRAIN_IMAGES if data is None else len(trained_images(data.train_ann, data.negatives))
+    images = images_of(store)
     of_records, measured, dry = _records(store), _measured(store), _dry(store)
     lines = []
     for row in rows:
@@ -84,6 +84,13 @@ def table(rows: Iterable[Row], store: Store, settings: Mapping[str, Any] | None 
     return pd.DataFrame(lines)
 
 
+def images_of(store: Store) -> int:
+    """On how many it trains an epoch; without a data set those of COCO 2017, or its tenth."""
+    if store.dataset is None:
+        return a_tenth(COCO_TRAIN_IMAGES) if store.profile.data == 'tenth_of_coco' else COCO_TRAIN_IMAGES
+    return len(trained_images(store.dataset.train_ann, store.dataset.negatives))
+
+
 def _key(run: Run) -> tuple[str, str]:
     """Row and recipe; epochs and weight files change no step's time."""
     return run.row.id, _text(run.settings)
@@ -94,13 +101,16 @@ def _text(settings: Mapping[str, Any]) -> str:
     return ' '.join(f'{key}={value}' for key, value in sorted(settings.items()) if key not in other)
 
 
-def _folder(store: Store) -> Path:
+def folder_of(store: Store) -> Path:
+    """Where what is told of a profile goes; without a data set too."""
     return store.results / store.profile.name if store.dataset is None else store.folder
 
 
 def _records(store: Store) -> dict[tuple[str, str], dict[str, dict[str, Any]]]:
     """Seconds a step by row and recipe, then by device, from the records of the profile's runs."""
-    folder = store.results / store.profile.name / 'coco' if store.dataset is None else store.folder
+    folder = folder_of(store)
+    if store.dataset is None and store.profile.data == 'coco':      # where a store that has it keeps its runs
+        folder /= 'coco'
     runs: dict[tuple[str, str], dict[str, list]] = {}
     for file in record_files(folder / 'runs').values():
         record = read_json(file)
@@ -153,7 +163,7 @@ def readable(cells: pd.DataFrame) -> pd.DataFrame:
 
 def write(cells: pd.DataFrame, store: Store) -> Path:
     """Write cost.csv (every value) and cost.md (for reading) into the profile's results; return the latter."""
-    folder = _folder(store)
+    folder = folder_of(store)
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / 'cost.csv', cells.to_csv(index=False, float_format='%.6g'))
     width, height = store.profile.image_px

@@ -81,7 +81,7 @@ class Bed:
     @functools.cached_property
     def teacher(self) -> tuple[Run, dict[str, Any] | None]:
         """The teacher of the bed's students, and its record where it is done."""
-        run = teacher_of(self.group.name, self.store.profile, self.settings)
+        run = teacher_of(self.group, self.store.profile, self.settings)
         found = self.store.state(run)
         return run, found.record if found.name == 'done' else None
 

@@ -70,7 +70,7 @@ def differences(cells: pd.DataFrame) -> Figure:
         axes[0][0].set_ylabel(f'mAP minus {" or ".join(over)} (points)')
         bars = [Patch(color=COLOURS['ours'], label=f'here{_meaning(cells)}'),
                 Patch(color=COLOURS['paper'], label='paper (COCO, one run each)'),
-                Patch(**CHANCE, label='chance alone, 95 %')]
+                Patch(**CHANCE, label=_chance(cells))]
         figure.legend(handles=bars, loc='outside lower center', ncols=3 if len(cells) > 6 else 1, frameon=False)
     return figure
 
@@ -127,6 +127,11 @@ def _meaning(cells: pd.DataFrame) -> str:
     """Of the intervals of a tidy table."""
     asked = [words for question, words in (('B', 'seeds'), ('A', 'test images')) if question in set(cells.question)]
     return f' (95 % over {" or ".join(asked)})' if asked else ''
+
+
+def _chance(cells: pd.DataFrame) -> str:
+    """Of the band around 0 in a tidy table: with one seed it leaves out what another run would give."""
+    return f'chance alone, 95 %{" (here of the test images)" if "A" in set(cells.question) else ""}'
 
 
 def intervals(lines: pd.DataFrame, x_label: str) -> Figure:
@@ -278,4 +283,25 @@ def losses(scalars: pd.DataFrame) -> Figure:
             axis.legend(frameon=False)
         axis.set_xlabel('training step')
         axis.set_ylabel('weighted loss')
+    return figure
+
+
+def makespans(cells: pd.DataFrame) -> Figure:
+    """Hours until the last run has ended over nodes, both logarithmic: a line a way of preemption, with the least and
+    the most of its draws, and what evenly divided work would take (cells: `scale.queue.makespans`)."""
+    labels = {'none': 'no preemption', 'told': 'preempted, told before', 'killed': 'killed without a word'}
+    colours = {'none': COLOURS['ours'], 'told': COLOURS['paper'], 'killed': COLOURS['masked']}
+    with plt.rc_context({**STYLE, 'axes.grid.axis': 'both'}):
+        figure, axis = plt.subplots(figsize=(5.4, 3.6), layout='constrained')
+        for (way, lines), marker in zip(cells.groupby('way', sort=False), 'osD', strict=False):
+            axis.fill_between(lines.nodes, lines.least, lines.most, color=colours[way], alpha=0.25, linewidth=0)
+            axis.plot(lines.nodes, lines.hours, marker=marker, markersize=4, color=colours[way], label=labels[way])
+        alone = cells[cells.way == 'none']
+        axis.plot(alone.nodes, alone.node_hours / alone.nodes, color='0.4', linestyle=':', label='evenly divided')
+        axis.set(xscale='log', yscale='log', xlabel='nodes', ylabel='hours until the last run has ended')
+        ticks = [first * 10 ** power for power in range(6) for first in (1, 2, 5)]
+        axis.set_xticks(ticks, map(str, ticks))
+        axis.set_xlim(cells.nodes.min() / 1.15, cells.nodes.max() * 1.15)
+        axis.minorticks_off()
+        axis.legend(frameon=False, fontsize=8)
     return figure

@@ -196,10 +196,13 @@ def mask_view(picture: Picture, attention: Tensor, keep_mask: Tensor, coverage: 
         figure = plt.figure(figsize=(8.4, 2.6))
         left, scale, middle, right = (figure.add_axes(corner) for corner in (
             (0.01, 0.08, 0.26, 0.8), (0.28, 0.08, 0.012, 0.8), (0.375, 0.08, 0.26, 0.8), (0.715, 0.18, 0.275, 0.66)))
-        heat = attention_map(left, picture, attention, LogNorm(ATTENTION_FLOOR, max(10.0, float(attention.max()))))
+        # as far below 1 as above, so that 1 is the middle of the colours, and no further than the map reaches
+        most = max(2.0, float(attention.max()), min(1 / ATTENTION_FLOOR, 1 / float(attention.min().clamp(1e-9))))
+        heat = attention_map(left, picture, attention, LogNorm(1 / most, most))
         _boxes(left, picture)
         left.set_title(f'attention, image {picture.image_id}', fontsize=9)
-        figure.colorbar(heat, cax=scale, extend='min', format='%g', label='attention A (mean 1)')
+        figure.colorbar(heat, cax=scale, extend='min', ticks=[1 / most, 1, most], format='%.2g',
+                        label='attention A (mean 1)').minorticks_off()
         masked_positions(middle, picture, keep_mask)
         middle.set_title(f'masked where A > {phi:g}', fontsize=9)
         middle.set_xlabel(_covered(picture, keep_mask), fontsize=8)

@@ -1,4 +1,4 @@
-"""A loss of one's own, from a file or a cell of a notebook, as a method."""
+"""A loss of one's own, from a file, a script or a cell of a notebook, as a method."""
 from __future__ import annotations
 
 import ast
@@ -6,45 +6,52 @@ import inspect
 import linecache
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from amdlib.errors import SettingError
 from amdlib.files import write_text
-from amdlib.methods import absolute, find_method
+from amdlib.methods import absolute, find_method, is_outside
 from amdlib.methods.level import LevelLoss, align_channels, check_number
+from amdlib.methods.step import StepLoss
+
+if TYPE_CHECKING:
+    from amdlib.methods import Method
 
 CELLS = Path('results') / 'losses'      # below the folder where a notebook runs: training takes a loss from a file
 
 
-def method(loss: Callable[..., Tensor] | type[LevelLoss]) -> type[LevelLoss]:
-    """Decorate a function, or a subclass of `LevelLoss`, to distil with it: `amdlib.distill(..., my_loss)`.
+def method(loss: Callable[..., Tensor] | type[Method]) -> type[Method]:
+    """Decorate a function, or a subclass of `LevelLoss` or `StepLoss`, to distil with it: `amdlib.distill(..., mine)`.
 
     A function takes the student's features of a level, with as many channels as the teacher's (by a 1x1 convolution,
     learnt beside the student), and the teacher's, both (N, C, H, W); if it has four parameters, also boxes and image
     shapes as of `LevelLoss`. It returns a mean over elements, 0-d; the option `weight` multiplies it.
 
-    A run trains in a process of its own, which reads the loss from its file. That of a notebook's cell is written to
-    `results/losses/` with what the cell imports and defines: it must import all that it needs itself.
+    A run trains in a process of its own, which reads the loss from its file. That of a notebook's cell, or of the
+    script that is run, is written to `results/losses/` with what is imported and defined there: a cell must import all
+    that it needs itself.
     Errors: SettingError for what is neither, and where its source is not to be had.
     """
-    if inspect.isclass(loss) and issubclass(loss, LevelLoss):
+    if inspect.isclass(loss) and issubclass(loss, (LevelLoss, StepLoss)):
         made = loss
     elif inspect.isfunction(loss):
         made = _class_of(loss)
     else:
-        raise SettingError(f'{loss!r}: expected a function of two features, or a subclass of LevelLoss')
+        raise SettingError(f'{loss!r}: expected a function of two features, or a subclass of LevelLoss or '
+                           'StepLoss')
     made.reference = _reference(loss)
     return made
 
 
-def name_of(loss: str | type[LevelLoss]) -> str:
-    """What a study calls a method: a name as it is; for what `method` has decorated, its file and name.
+def named(loss: str | type[Method], home: Path = Path()) -> str:
+    """What a study calls a method: a name, its file looked for from `home`; for what `method` has decorated, its file.
 
     Errors: SettingError for a class that was not decorated, and for a loss of a cell that does not stand alone.
     """
     if isinstance(loss, str):
-        return loss
+        return absolute(str(home / loss)) if is_outside(loss) else loss
     if not (reference := getattr(loss, 'reference', '')):
         raise SettingError(f'{loss!r}: expected the name of a method, or what @amdlib.method has decorated')
     find_method(reference)
@@ -76,26 +83,26 @@ def _class_of(function: Callable[..., Tensor]) -> type[LevelLoss]:
     return OwnLoss
 
 
-def _reference(loss: Callable[..., Tensor] | type[LevelLoss]) -> str:
-    """`/path/to/file.py:name`; a cell is written to a file first."""
+def _reference(loss: Callable[..., Tensor] | type[Method]) -> str:
+    """`/path/to/file.py:name`; what a cell or a script defines is written to a file first."""
     body = loss if inspect.isfunction(loss) else next(
-        (one for one in vars(loss).values() if inspect.isfunction(one)), loss.weighted_loss)
+        (one for one in vars(loss).values() if inspect.isfunction(one)), loss.forward)
     file = Path(body.__code__.co_filename)
-    if file.parent.name.startswith('ipykernel_') or not file.is_file():     # where a debugger may have put the cell
-        if not (cell := linecache.getlines(str(file))):
+    if loss.__module__ == '__main__':       # a cell, or a script, which would train once more wherever the loss is read
+        if not (source := linecache.getlines(str(file))):
             raise SettingError(f'{loss.__name__}: its source is not to be had; write it to a file')
         file = CELLS.absolute() / f'{loss.__name__}.py'
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(file, _definitions(cell))
+        write_text(file, _definitions(source))
     return absolute(f'{file}:{loss.__name__}')
 
 
-def _definitions(cell: list[str]) -> str:
-    """Of a cell's lines its imports, functions, classes and constants: what it does besides is not done again."""
+def _definitions(source: list[str]) -> str:
+    """Of lines of code the imports, functions, classes and constants: what is done besides is not done again."""
     kept = []
-    for node in ast.parse(''.join(cell)).body:
+    for node in ast.parse(''.join(source)).body:
         is_constant = isinstance(node, (ast.Assign, ast.AnnAssign)) and isinstance(node.value, ast.Constant)
         if is_constant or isinstance(node, (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)):
             first = min([node.lineno, *(one.lineno for one in getattr(node, 'decorator_list', []))])
-            kept.append(''.join(cell[first - 1:node.end_lineno]))
+            kept.append(''.join(source[first - 1:node.end_lineno]))
     return '\n'.join(kept)

@@ -3,11 +3,13 @@ from __future__ import annotations
 
 import copy
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from mmdet.models.detectors import BaseDetector
 from mmdet.registry import MODELS
 from mmengine.config import ConfigDict
 from mmengine.registry import init_default_scope
@@ -52,10 +54,11 @@ class Pair:
                           *self.lines])
 
 
-def pair(student: str, teacher: str, classes: Dataset | Sequence[str] = (),
+def pair(student: str | nn.Module, teacher: str | nn.Module, classes: Dataset | Sequence[str] = (),
          teacher_weights: str | Path | None = None, scratch: bool = False, features: str | Sequence[str] = AUTO,
          teacher_features: str | Sequence[str] = AUTO) -> Pair:
-    """Look at two detectors of mmdet configs (`mmdet::gfl/gfl_r50_fpn_1x_coco.py`, or files of the user's).
+    """Look at two detectors: mmdet configs (`mmdet::gfl/gfl_r50_fpn_1x_coco.py`, or files of the user's), or models
+    that are built already. Only a config can be trained: a run builds its detector in a process of its own.
 
     Args:
         classes: of the data, or the data; none: nothing is said of the teacher's.
@@ -66,18 +69,20 @@ def pair(student: str, teacher: str, classes: Dataset | Sequence[str] = (),
     Errors: SettingError for configs that cannot be read, built or trained on boxes, for a module that is not there, and
         for detectors without maps of one size, with both lists; WeightsError.
     """
-    built = [_built(name) for name in (student, teacher)]
+    built = [_built(one) for one in (student, teacher)]
+    student, teacher = (one if isinstance(one, str) else '' for one in (student, teacher))
     sides = [_maps(model, wanted) for model, wanted in zip(built, (features, teacher_features), strict=True)]
     maps = [found for _, found in sides]
     places = pairs_by_size(*maps)
     if not places:
-        raise SettingError(f'{student} and {teacher} have no feature maps of one size. Strides (channels x grid): '
-                           f'student {told_sizes(maps[0], PROBE_PX[True])}; teacher '
+        raise SettingError(f'{_label(student, built[0])} and {_label(teacher, built[1])} have no feature maps of one '
+                           f'size. Strides (channels x grid): student {told_sizes(maps[0], PROBE_PX[True])}; teacher '
                            f'{told_sizes(maps[1], PROBE_PX[True])}')
     classes = classes.classes if isinstance(classes, Dataset) else tuple(classes)
     knows, told = _knows(teacher, classes, teacher_weights)
+    told += _first_weights(student=student, teacher='' if teacher_weights else teacher) if not scratch else ()
     one_stage = not hasattr(built[0], 'roi_head')
-    group = Group(_name(student), _label(student, built[0]), _label(teacher, built[1]), student, teacher, '',
+    group = Group(config_name(student), _label(student, built[0]), _label(teacher, built[1]), student, teacher, '',
                   one_stage=one_stage, levels=tuple(range(len(places))), weights_of=LIKE[one_stage], own=True,
                   places=tuple((sides[0][0][s], sides[1][0][t]) for s, t in places), scratch=scratch,
                   teacher_knows=knows, offers=_offers(built[0]), teacher_offers=_offers(built[1]))
@@ -91,16 +96,23 @@ def _offers(detector: nn.Module) -> tuple[str, ...]:
     return tuple(sorted(offers(detector)))
 
 
-def _built(name: str) -> nn.Module:
-    cfg = copy.deepcopy(get_config(name))
-    adapt.check(cfg, name)
+def _built(detector: str | nn.Module) -> nn.Module:
+    """A detector of a config, or one that is built, left as it is."""
+    if not isinstance(detector, str):
+        if not isinstance(detector, BaseDetector):
+            raise SettingError(f'{type(detector).__name__}: expected a config, or a detector of mmdet that is built')
+        return detector
+    cfg = copy.deepcopy(get_config(detector))
+    adapt.check(cfg, detector)
     init_default_scope(cfg.get('default_scope', 'mmdet'))
     model = ConfigDict(cfg.model)
     model.backbone.init_cfg = None
     try:
-        return MODELS.build(model).eval()
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')     # mmdet's of its own old names
+            return MODELS.build(model).eval()
     except Exception as error:  # whatever a detector raises: a missing package, an operator, a wrong argument
-        raise SettingError(f'{name} cannot be built: {type(error).__name__}: {error}') from error
+        raise SettingError(f'{detector} cannot be built: {type(error).__name__}: {error}') from error
 
 
 def _maps(model: nn.Module, wanted: str | Sequence[str]) -> tuple[list[int | str], list[torch.Tensor]]:
@@ -148,12 +160,12 @@ def _facts(built: list[nn.Module], taps: list[list[int | str]], maps: list[list[
 
 def _knows(teacher: str, classes: tuple[str, ...], weights: str | Path | None) -> tuple[bool, tuple[str, ...]]:
     """Whether a given teacher's classes are the data's, in their order, and what is said of it."""
-    if not classes:
+    if not classes or not teacher and weights is None:     # a built one has its weights and names no classes
         return True, ()
     if weights is None:
         return True, ('teacher: no weights are given, so it is trained here first',)
     own = _classes_in(Path(weights))
-    count = _count(get_config(teacher).model)
+    count = _count(get_config(teacher).model) if teacher else None
     if own is None:
         knows = count == len(classes)
         how = f'its checkpoint names no classes; it has {count}, the data {len(classes)}'
@@ -161,6 +173,15 @@ def _knows(teacher: str, classes: tuple[str, ...], weights: str | Path | None) -
         knows = [name.lower() for name in own] == [name.lower() for name in classes]
         how = f'its {len(own)} classes are {"" if knows else "not "}those of the data'
     return knows, (f'teacher: {how}; {"evaluated" if knows else "not evaluated: only backbone and neck are used"}',)
+
+
+def _first_weights(**configs: str) -> tuple[str, ...]:
+    """From where the backbones of configs start."""
+    found = {side: (get_config(name).model.backbone.get('init_cfg') or {}).get('checkpoint')
+             for side, name in configs.items() if name}
+    told = ', '.join(f'{side} {where}' for side, where in found.items() if where)
+    return (f'first weights of the backbones: {told}; fetched when training begins, where it is an address '
+            '(scratch = true leaves them out, student_backbone names a file instead)',) if told else ()
 
 
 def _classes_in(weights: Path) -> list[str] | None:
@@ -190,11 +211,12 @@ def _count(part: object) -> int | None:
     return None
 
 
-def _name(config: str) -> str:
+def config_name(config: str) -> str:
+    """A config's name, as part of paths: `gfl_r50_fpn_1x_coco`."""
     return re.sub(r'[^a-z0-9_.]+', '_', Path(config.rpartition('::')[2]).stem.lower()).strip('_.')
 
 
 def _label(config: str, model: nn.Module) -> str:
     backbone = model.backbone
     depth = f'-{backbone.depth}' if getattr(backbone, 'depth', None) else ''
-    return f'{type(model).__name__} {type(backbone).__name__}{depth} ({_name(config)})'
+    return f'{type(model).__name__} {type(backbone).__name__}{depth} ({config_name(config) or "built"})'

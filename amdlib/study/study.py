@@ -1,51 +1,54 @@
-"""A study: data, a pair of detectors, methods, a schedule, seeds; what of it is trained, and what came of it."""
+"""A study of the user's: what is asked, what of it is trained, and the table that came of it."""
 from __future__ import annotations
 
 import contextlib
 import functools
-import re
-import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 import torch
 
 from amdlib import methods as all_methods
-from amdlib.datasets import CHOICES, Dataset, prepare
+from amdlib.datasets import Dataset, prepare
 from amdlib.engine.taps import AUTO
 from amdlib.errors import SettingError
 from amdlib.files import read_json, write_json
-from amdlib.methods.level import LevelLoss
-from amdlib.paper.profiles import Profile
+from amdlib.methods.step import NEEDS, OFFERED
+from amdlib.paper.pairs import GROUPS
+from amdlib.paper.profiles import PROFILES, Profile
 from amdlib.paper.rows import Row, row_of
 from amdlib.runs import adapt
-from amdlib.runs.batch import run_missing
 from amdlib.runs.originals import get_config
-from amdlib.runs.recipe import Means, own_settings
+from amdlib.runs.recipe import Means, Recipe, own_settings
 from amdlib.runs.run import Run
 from amdlib.runs.store import Store
 from amdlib.show.intervals import OnImages
+from amdlib.show.report import site
+from amdlib.show.report.drawings import Scale
 from amdlib.show.stats import METRICS
 from amdlib.show.tables import as_markdown, write_markdown
-from amdlib.show.verdicts import interval, judge, pair_up
-from amdlib.study.own_loss import name_of
-from amdlib.study.pair import Pair, pair
-from amdlib.study.prediction import Prediction, predict
-from amdlib.study.trying import try_steps
-from amdlib.words import number, some
+from amdlib.show.verdicts import Verdict, interval, judge, pair_up
+from amdlib.study.own_loss import named
+from amdlib.study.pair import Pair, config_name, pair
+from amdlib.study.paper_table import PaperTable
+from amdlib.study.studied import Studied
+from amdlib.words import log, number, show_log
+
+if TYPE_CHECKING:
+    from amdlib.methods import Method
 
 FAST = {'amp': 'bf16', 'channels_last': True, 'fused': True, 'tf32': True}  # on a GPU, unless exactness is asked for
 SPEED = 'speed.json'
+ANY_PAIR = replace(GROUPS['retinanet'], own=True, offers=(*NEEDS, *OFFERED))    # options are tried on it
 REFERENCE_RMS = 0.5     # ASSUMPTION reference: as at `mini`, see docs/assumptions.md
 CAN_SHOW = 'A pair of your own on data of your own. One seed says nothing about another run of the method.'
 
 
 @dataclass(frozen=True)
-class Study:
+class Study(Studied):
     """What is asked; None: as the student's config has it.
 
     Args:
@@ -62,8 +65,11 @@ class Study:
         epochs, teacher_epochs, batch_size, lr: of the schedule, whose shape stays the config's.
         size: of the longer side of pictures, in px.
         seeds: of the students.
+        baseline: False leaves it out, and with it the gains.
         controls: 'inherit' and the masks' controls, such as 'amd-permuted', by the names of rows.
         settings: of every run, as for `run --set`.
+        options: of single methods and controls, by their names: options of the method's class, or settings. A control
+            has those of its method too.
         choice: how the folder is read, such as split=0.8.
         results: where runs and tables go; None: `results` where the user works.
         name: of the study; part of the results' path.
@@ -86,8 +92,10 @@ class Study:
     lr: float | None = None
     size: int | None = None
     seeds: tuple[int, ...] = (0,)
+    baseline: bool = True
     controls: tuple[str, ...] = ()
     settings: Mapping[str, Any] | None = None
+    options: Mapping[str, Mapping[str, Any]] | None = None
     choice: Mapping[str, Any] | None = None
     results: str | None = None
     name: str = 'study'
@@ -101,48 +109,59 @@ class Study:
             raise SettingError(f'seeds={self.seeds!r}: expected whole numbers, such as 0, 1, 2')
         for name in self.methods:
             all_methods.find_method(name)
+        self._check_options()
         if not self.name.replace('-', '').replace('_', '').isalnum():
             raise SettingError(f'name={self.name!r}: expected letters, digits, - and _')
 
-    @classmethod
-    def of(cls, values: Mapping[str, Any], home: Path = Path()) -> Study:
-        """From plain values by the names above; paths are relative to `home`. Errors: SettingError."""
-        known = {one.name for one in fields(cls)}
-        given = {key.replace('-', '_'): value for key, value in values.items()}
-        choice = {key: given.pop(key) for key in CHOICES if key in given}
-        if unknown := sorted(given.keys() - known):
-            raise SettingError(f'a study has no {unknown[0]!r}; it has: {", ".join(sorted(known | set(CHOICES)))}')
-        if lacking := [key for key in ('data', 'student', 'teacher') if not given.get(key)]:
-            raise SettingError(f'a study needs {", ".join(lacking)}')
-        for key in ('methods', 'seeds', 'controls', 'features', 'teacher_features'):
-            if given.get(key, AUTO) != AUTO:
-                value = given[key].split(',') if isinstance(given[key], str) else given[key]
-                given[key] = tuple(value) if isinstance(value, Iterable) else (value,)
-        for key in ('data', 'teacher_weights', 'student_backbone', 'results'):
-            if given.get(key):
-                given[key] = str((home / given[key]).absolute())
-        given['methods'] = tuple(str((home / name).absolute()) if all_methods.is_outside(name) else name
-                                 for name in map(name_of, given.get('methods', ('amd',))))
-        for key in ('student', 'teacher'):
-            if '::' not in given[key]:
-                given[key] = str((home / given[key]).absolute())
-        return cls(**given, choice={**(given.pop('choice', None) or {}), **choice})
+    def _check_options(self) -> None:
+        """SettingError for options of what the study lacks, and for one that is unknown or out of range."""
+        if not isinstance(self.options or {}, Mapping):
+            raise SettingError(f'options={self.options!r}: expected a table a method, such as [options.amd]')
+        for name, own in (self.options or {}).items():
+            if name not in (known := (*self.methods, *self.controls)):
+                raise SettingError(f'options.{name}: no such method or control here; expected one of: '
+                                   f'{", ".join(known)}')
+            if not isinstance(own, Mapping):
+                raise SettingError(f'options.{name}={own!r}: expected names and values, such as phi = 0.7')
+            try:    # before the detectors are built: with a pair that offers all that methods ask for
+                Recipe.of(row_of(replace(ANY_PAIR, name=config_name(self.student)), name), PROFILES['small'], own)
+            except SettingError as error:
+                raise SettingError(f'options.{name}: {error}') from None
 
     @classmethod
-    def read(cls, file: str | Path) -> Study:
-        """A TOML file with the names above as keys. Errors: SettingError."""
-        file = Path(file)
-        try:
-            values = tomllib.loads(file.read_text(encoding='utf-8-sig'))
-        except (OSError, ValueError) as error:
-            raise SettingError(f'{file}: not readable as TOML: {error}') from None
-        return cls.of({'name': file.stem, **values}, file.absolute().parent)
+    def of(cls, values: Mapping[str, Any], home: Path = Path()) -> Study | PaperTable:
+        """From plain values by the names above, or with `paper` by those of `PaperTable`; paths relative to `home`.
+
+        Errors: SettingError.
+        """
+        if 'paper' in values:
+            return PaperTable.of(values, home)
+        given = cls._given(values, ('methods', 'seeds', 'controls'),
+                           ('data', 'teacher_weights', 'student_backbone', 'results'), home)
+        if lacking := [key for key in ('data', 'student', 'teacher') if not given.get(key)]:
+            raise SettingError(f'a study needs {", ".join(lacking)}')
+        for key in ('features', 'teacher_features'):
+            if given.get(key, AUTO) != AUTO:
+                given[key] = tuple(given[key].split(',') if isinstance(given[key], str) else given[key])
+        given['methods'] = tuple(named(method, home) for method in given.get('methods', ('amd',)))
+        if isinstance(given.get('options'), Mapping):
+            given['options'] = {named(method, home): own for method, own in given['options'].items()}
+        for key in ('student', 'teacher'):
+            if not isinstance(given[key], str):
+                raise SettingError(f'{key}: {type(given[key]).__name__}: a run trains in a process of its own, which '
+                                   'builds its detector anew: expected a config, mmdet::folder/name.py or a file')
+            if '::' not in given[key]:
+                given[key] = str((home / given[key]).absolute())
+        return cls(**given)
 
     # ---- what is trained --------------------------------------------------------------------------------------------
 
+    @property
+    def title(self) -> str:
+        return self.name
+
     @functools.cached_property
     def store(self) -> Store:
-        """Where its runs lie; the data set is made or checked first."""
         results = Path(self.results or 'results').absolute()
         dataset = prepare('folder', self.data, results / 'data', **(self.choice or {}))
         return Store(self._profile(), dataset, results, Means(), Path(self.data))
@@ -172,12 +191,11 @@ class Study:
 
     @property
     def rows(self) -> list[Row]:
-        """Baseline, controls, methods; the teacher comes along with them."""
-        names = dict.fromkeys(['teacher', 'baseline', *self.controls, *map(all_methods.absolute, self.methods)])
+        """The teacher, the baseline, controls, methods."""
+        names = dict.fromkeys(['teacher', *['baseline'] * self.baseline, *self.controls, *self.methods])
         return [row_of(self.pair.group, name) for name in names]
 
     def runs(self) -> list[Run]:
-        """Every row with every seed; the teacher has seed 0."""
         given = {'lr': self.lr, 'backbone': self.student_backbone, 'teacher_checkpoint': self.teacher_weights,
                  'share': self.share, **(FAST if self.is_fast else {}), **(self.settings or {})}
         found = {}
@@ -187,9 +205,17 @@ class Study:
                     run = Run.of(row_of(self.pair.group, 'amd'), self.profile, 0,
                                  own_settings(row_of(self.pair.group, 'amd'), given)).teacher()
                 else:
-                    run = Run.of(row, self.profile, seed, own_settings(row, given))
+                    run = Run.of(row, self.profile, seed, {**own_settings(row, given), **self._own_options(row)})
                 found[run] = None
         return list(found)
+
+    def _own_options(self, row: Row) -> dict[str, Any]:
+        """What is asked for this row alone; of its method's, for a control, what does not make it that control."""
+        if not self.options or row.method is None:
+            return {}
+        whole = row_of(row.group, row.method).options
+        return {**{key: value for key, value in self.options.get(row.method, {}).items()
+                   if row.options.get(key) == whole.get(key)}, **self.options.get(row.name, {})}
 
     @property
     def is_fast(self) -> bool:
@@ -200,17 +226,14 @@ class Study:
             return bool(read_json(self.store.folder / SPEED)['fast'])
         return torch.cuda.is_available()
 
-    def run(self, **means: Any) -> Study:
-        """Train what is missing; `means` of `Means`, such as jobs=2."""
+    def _begun(self, means: Mapping[str, Any]) -> Store:
         if self.exact is None and not (self.store.folder / SPEED).exists():     # what began so goes on so
             self.store.folder.mkdir(parents=True, exist_ok=True)
             write_json(self.store.folder / SPEED, {'fast': self.is_fast and means.get('device') != 'cpu'})
-        run_missing(self.runs(), self._store(means))
-        return self
+        return self._store(means)
 
     def _store(self, means: Mapping[str, Any]) -> Store:
-        store = replace(self.store, profile=self.profile)
-        return store.with_means(**means) if means else store
+        return replace(super()._store(means), profile=self.profile)
 
     # ---- what came of it --------------------------------------------------------------------------------------------
 
@@ -220,97 +243,56 @@ class Study:
         With one seed the interval is about these checkpoints on other pictures, with several about the method on
         another run. Errors: RunError naming every run that is not done.
         """
-        store = self._store({})
-        runs = self.runs()
-        records = store.collect(runs)
-        on_images = OnImages(store, runs, resamples)
         lines = []
-        for row in self.rows:
-            own = records[records.row == row.name]
-            line = {'': row.label, 'mAP': number(own.mAP.astype(float).mean(), '.1f')}
-            if row.kind not in ('teacher', 'baseline'):
-                found = judge(pair_up(records, row.group.name, row.name, 'baseline'), 'mAP', on_images)
-                line |= {'gain': interval(pd.Series(found._asdict())), 'verdict': found.verdict}
-            lines.append(line | {name: number(own[name].astype(float).mean(), '.1f') for name in METRICS[1:]})
-        return pd.DataFrame(lines).fillna('')
+        for row, own, found in self._judged(resamples):
+            gain, verdict = (interval(pd.Series(found._asdict())), found.verdict) if found else ('', '')
+            lines.append({      # where a terminal is narrow the last columns are left out
+                '': self._label(row), 'mAP': number(own.mAP.astype(float).mean(), '.1f'), 'gain': gain,
+                'verdict': verdict, **{name: number(own[name].astype(float).mean(), '.1f') for name in METRICS[1:]}})
+        return pd.DataFrame(lines)
+
+    def _judged(self, resamples: int) -> list[tuple[Row, pd.DataFrame, Verdict | None]]:
+        """A row, the records of its runs, and its difference to the baseline, where it is compared with that."""
+        store, runs = self._store({}), self.runs()
+        records, on_images = store.collect(runs), OnImages(store, runs, resamples)
+        return [(row, records[records.row == row.name],
+                 judge(pair_up(records, row.group.name, row.name, 'baseline'), 'mAP', on_images)
+                 if self.baseline and row.kind not in ('teacher', 'baseline') else None) for row in self.rows]
+
+    def _label(self, row: Row) -> str:
+        """Its label, with the options that it has of its own."""
+        own = ', '.join(f'{key}={value}' for key, value in self._own_options(row).items())
+        return f'{row.label} ({own})' if own else row.label
+
+    def readable(self) -> str:
+        return as_markdown(self.table())
 
     def write(self) -> Path:
-        """Write the table, what it compares and what it can show, beside the runs; return its path."""
-        table, dataset = self.table(), self.store.dataset
-        notes = [*(f'- {note}' for note in [*dataset.notes, *self.warnings()]), f'- {CAN_SHOW}']
         return write_markdown(self.store.folder / 'table.md', [
-            f'# {self.pair.group.student_label} <- {self.pair.group.teacher_label}, {dataset.name}', as_markdown(table),
-            '\n'.join(notes), self.describe()])
+            f'# {self._headline}', self.readable(), '\n'.join(f'- {note}' for note in self._notes),
+            f'```\n{self.describe()}\n```'])
 
-    def warnings(self) -> list[str]:
-        """What was told while its runs trained, a line a kind and row, with the runs that it was told of."""
-        told: dict[tuple[str, str], list[str]] = {}
-        for run in self.runs():
-            record = self._store({}).state(run).record or {}
-            for text in (record.get('bed') or {}).get('warnings', []):
-                told.setdefault((run.row.label, re.split(r'[\d(]', text)[0]), []).append(f'{text} [seed {run.seed}]')
-        return [f'warning, {label}: {texts[0]}{f", and so in {len(texts) - 1} more" if len(texts) > 1 else ""}'
-                for (label, _), texts in told.items()]
+    def report(self) -> Path:
+        drawn = [{'label': self._label(row), **found._asdict()} for row, _, found in self._judged(1000)
+                 if found and pd.notna(found.low)]
+        return site.build(self._store({}), front=site.Front('study.html', tuple(self.runs()), {
+            'title': self._headline, 'table': self.table(), 'notes': self._notes, 'described': self.describe(),
+            'drawn': drawn, 'scale': Scale.of(
+                (line['difference'], line['low'], line['high'], None) for line in drawn), 'drawn_alt': '; '.join(
+                f'{line["label"]} {line["difference"]:+.2f} [{line["low"]:+.2f}, {line["high"]:+.2f}], '
+                f'{line["verdict"]}' for line in drawn)}))
 
-    def export(self, row: str, seed: int | None = None, output: str | Path | None = None) -> dict[str, Path]:
-        """A row's detector as files for stock mmdet (see `scale.export`): config, weights, card.
+    @property
+    def _headline(self) -> str:
+        return f'{self.pair.group.student_label} <- {self.pair.group.teacher_label}, {self.store.dataset.name}'
 
-        Args:
-            row: such as 'amd', 'baseline' or the name of a loss of yours.
-            seed: of the student; default: the first.
-        Errors: SettingError for a row that the study lacks; RunError where it is not done.
-        """
-        from amdlib.scale.export import export
-        names = {run.row.name for run in self.runs()}
-        wanted = [run for run in self.runs() if run.row.name == row and seed in (None, run.seed)]
-        if not wanted:
-            raise SettingError(f'the study has no {row!r}{"" if seed is None else f" of seed {seed}"}; it has: '
-                               f'{", ".join(sorted(names))}')
-        return export(wanted[0].id, self._store({}), made=wanted[0], output=output)
-
-    @functools.cached_property
-    def _exported(self) -> dict[tuple[str, int | None], dict[str, Path]]:
-        """What `predict` has written, by row and seed."""
-        return {}
-
-    def test_pictures(self) -> list[Path]:
-        """The files that it is tested on."""
-        dataset = self.store.dataset
-        return [dataset.test_images / image['file_name'] for image in read_json(dataset.test_ann)['images']]
-
-    def predict(self, picture: str | Path | np.ndarray, row: str | None = None, seed: int | None = None,
-                score: float = 0.3) -> Prediction:
-        """What a row's detector finds in a picture, above a score.
-
-        Args:
-            picture: a file, or pixels (H, W, 3) BGR.
-            row: such as 'baseline'; default: the first method.
-        Errors: as of `export`; DataError for what is no picture.
-        """
-        row = row or next(one.name for one in self.rows if one.kind == 'method')
-        if (row, seed) not in self._exported:
-            self._exported[row, seed] = self.export(row, seed)
-        written = self._exported[row, seed]
-        return predict(picture, written['config'], written['weights'], row, score)
-
-    def status(self) -> list[str]:
-        """A line a run: its state and why."""
-        store = self._store({})
-        lines = []
-        for run in self.runs():
-            found = store.state(run)
-            told = f'{number(found.record["numbers"]["mAP"])} mAP' if found.name == 'done' else found.why
-            lines.append(f'{run.id}  {found.name}  {told}')
-        return lines
-
-    def try_steps(self) -> pd.DataFrame:
-        """Five steps of every row with the first seed, see `trying.try_steps`; nothing is kept."""
-        first = {run.row: run for run in reversed(self.runs()) if run.trains}
-        return try_steps(reversed(first.values()), self._store({}))
+    @property
+    def _notes(self) -> list[str]:
+        return [*self.store.dataset.notes, *self.warnings(), CAN_SHOW]
 
     def describe(self) -> str:
         """The pair, the ways that are taken, and how the Configs differ from the user's."""
-        student = next(run for run in self.runs() if run.row.kind == 'baseline')
+        student = Run.of(row_of(self.pair.group, 'baseline'), self.profile)
         fast = ' '.join(f'{key}={value}' for key, value in FAST.items())
         return '\n'.join([self.pair.describe(), f'speed: {fast} (exact = true leaves them out)' if self.is_fast else
                           'speed: exact, float32', '', 'changed in the student\'s config:',
@@ -324,22 +306,24 @@ def data(folder: str | Path, **choice: Any) -> Dataset:
         choice: how it is read, such as split=0.8.
     Errors: DataError with file and value of each problem; SettingError for a choice that is none.
     """
+    _tell()
     return prepare('folder', folder, Path('results', 'data').absolute(), **choice)
 
 
-def distill(data: str | Path, student: str, teacher: str, *methods: str | type[LevelLoss], **more: Any) -> Study:
+def distill(data: str | Path, student: str, teacher: str, *methods: str | type[Method], **more: Any) -> Study:
     """Train a study and return it: `distill('photos', 'mmdet::gfl/...', 'teacher.py', 'amd', epochs=12).table()`.
 
     Args:
         methods: names, or what `own_loss.method` has decorated; default: AMD.
         more: of `Study` and `Means`, such as teacher_weights, size, seeds=(0, 1, 2), split=0.8, jobs=2.
     """
+    _tell()
     means = {one.name: more.pop(one.name) for one in fields(Means) if one.name in more}
     asked = {'data': str(data), 'student': student, 'teacher': teacher, **more}
     return Study.of({**asked, 'methods': methods or ('amd',)}).run(**means)
 
 
-def missing(study: Study) -> str:
-    """Which runs are to do, in words."""
-    left = [run.id for run in study.runs() if study._store({}).state(run).name != 'done']
-    return f'{len(left)} to do: {some(left)}' if left else 'all done'
+def _tell() -> None:
+    """Show what the kit says, unless somebody has said where."""
+    if not log.handlers:
+        show_log()

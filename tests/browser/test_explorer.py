@@ -290,6 +290,10 @@ def test_in_a_notebook_a_picture_goes_to_the_kernel_and_comes_back(visit, data, 
     assert page.locator('.message').inner_text() == '<b>no picture</b>'
     page.evaluate('picture => hear({ picture })', data['pictures'][-1])
     assert state(page)['name'] == 'own.png'
+    assert not page.locator('.boxless').count()
+    page.evaluate('picture => hear({ picture })', {**data['pictures'][-1], 'boxes': []})
+    assert 'No boxes are known here' in page.locator('.told').inner_text()
+    assert page.locator('.boxless').count() == 1     # the sheet leaves the key of boxes out
     assert page.evaluate('told.state.name') == 'own.png'
     assert page.evaluate('told.saved')
     page.evaluate('end()')

@@ -130,7 +130,9 @@ def test_broken_images_are_left_out_by_name(layout, tmp_path):
     UNSPLIT[layout](root, joined(PICTURES))
     (broken,) = root.rglob('v.1.png')
     broken.write_bytes(broken.read_bytes()[:60])
-    assert 'v.1.png: not readable as an image' in problems_of(prepare, 'folder', root, tmp_path / 'cache', split=0.6)
+    told = problems_of(prepare, 'folder', root, tmp_path / 'cache', split=0.6)
+    assert told.startswith('1 image cannot be read; --drop-broken (DROP_BROKEN=1) leaves it out')
+    assert 'v.1.png: not readable as an image' in told
     before = files_below(root)
     data = prepare('folder', root, tmp_path / 'cache', split=0.6, drop_broken=True)
     names = [*file_names(data.train_ann), *file_names(data.test_ann)]

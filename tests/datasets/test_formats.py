@@ -2,13 +2,15 @@ import importlib
 import json
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from pycocotools.coco import COCO
 
-from amdlib.datasets import check, formats, prepare
+from amdlib.datasets import check, checks, formats, prepare, store
+from amdlib.datasets.formats.coco import TenthOfCoco, coco_2017
 from amdlib.errors import DataError
 from tests.conftest import shared
 
@@ -216,6 +218,62 @@ def test_the_first_annotated_images_of_coco(tmp_path):
         prepare('first_of_coco', root, tmp_path / 'cache', first_images=(2, 2))
     with pytest.raises(DataError, match='first_images is None'):
         prepare('first_of_coco', root, tmp_path / 'cache')
+
+
+def many_of_coco(root, ids, suffix='train2017'):
+    """Images of these ids with a box each, in that order, in place of a split of `make_coco`."""
+    edit(root, lambda content: content.update(
+        images=[{'id': i, 'file_name': f'{i}.png', 'width': 40, 'height': 40} for i in ids],
+        annotations=[{'id': i, 'image_id': i, 'category_id': 1, 'bbox': [1, 2, 10, 10], 'area': 100, 'iscrowd': 0}
+                     for i in ids]), suffix)
+    for i in ids:
+        Image.new('RGB', (40, 40), (i % 256, i // 256, 9)).save(root / suffix / f'{i}.png')
+
+
+def test_a_tenth_of_coco_is_drawn_by_ids_and_seed_alone(tmp_path):
+    def tenth(name, ids):
+        root = make_coco(tmp_path / name)
+        many_of_coco(root, ids)
+        taken = prepare('tenth_of_coco', root, tmp_path / f'cache-{name}')
+        coco = json.loads(taken.train_ann.read_text())
+        images = [image['id'] for image in coco['images']]
+        assert {one['image_id'] for one in coco['annotations']} == set(images)
+        return taken, images
+    ids = list(range(5, 125))
+    taken, images = tenth('coco', ids)
+    assert images == [6, 14, 34, 38, 44, 61, 68, 72, 92, 97, 110, 111]      # here and on every machine
+    assert (taken.name, taken.test_ann.name, taken.test_images.name) == ('tenth', 'instances_val2017.json', 'val2017')
+    assert taken.train_ann == tmp_path / 'cache-coco' / 'tenth' / 'train.json'
+    assert taken.notes[0] == ('trained on 12 of the 120 images of instances_train2017.json with annotations, drawn by '
+                              'their ids (seed 0), reported on all of instances_val2017.json')
+    assert tenth('reversed', ids[::-1])[1] == images[::-1]
+    other = replace(TenthOfCoco(coco_2017(tmp_path / 'coco')), seed=1)
+    (tmp_path / 'other').mkdir()
+    assert '(seed 1)' in other.make(tmp_path / 'other')[0]
+    found = checks.examine(*other.splits(tmp_path / 'other'))
+    assert found['fingerprint'] != taken.fingerprint == prepare(
+        'tenth_of_coco', tmp_path / 'coco', tmp_path / 'cache-coco').fingerprint
+    assert store.recipe(other) != store.recipe(TenthOfCoco(other.whole))
+
+
+def test_a_tenth_of_coco_counts_what_is_trained_on_and_tells_what_is_missing(tmp_path):
+    root, cache = make_coco(tmp_path / 'coco'), tmp_path / 'cache'
+    assert '0 images to train on, of which a tenth is none' in problems_of(prepare, 'tenth_of_coco', root, cache)
+    many_of_coco(root, range(5, 125))
+    edit(root, lambda content: content.update(annotations=content['annotations'][:60]))
+    taken = prepare('tenth_of_coco', root, cache)
+    images = [image['id'] for image in json.loads(taken.train_ann.read_text())['images']]
+    assert len(images) == 6
+    assert set(images) <= set(range(5, 65))
+    (root / 'train2017' / '124.png').unlink()       # not of the tenth
+    assert prepare('tenth_of_coco', root, cache).fingerprint == taken.fingerprint
+    (root / 'train2017' / f'{images[0]}.png').unlink()
+    (root / 'val2017' / 'val2017_2.png').unlink()
+    told = problems_of(prepare, 'tenth_of_coco', root, cache)
+    assert f'{images[0]}.png' in told
+    assert 'val2017_2.png' in told
+    assert 'instances_train2017.json' in told       # the user's file, not ours
+    assert 'SPLIT' in problems_of(prepare, 'tenth_of_coco', root, cache, split=0.8).upper()
 
 
 # ---- Pascal VOC layout ------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -287,6 +288,38 @@ def test_what_comes_back_from_the_processes(task, tmp_path, monkeypatch, ends, e
     assert caught.value.__notes__ == ['the lines']
     assert str(caught.value).startswith('a-run: ') == (error is RunError)
     assert disk_is_full(caught.value) == (ends == processes.FULL_DISK)
+
+
+SRUN = """#!/bin/sh
+printf '%s\\n' "$@" > "$ASKED"
+while [ "${1#-}" != "$1" ]; do shift; done
+SLURM_PROCID=1 exec "$@"
+"""
+
+
+def test_on_several_nodes_srun_starts_a_torchrun_each(task, tmp_path, monkeypatch):
+    """A script stands in for srun, another one for torchrun; without a GPU tasks stand for nodes."""
+    told = CHILD.replace('exit 0', 'echo "$PET_NODE_RANK" > "$ASKED-rank"; exit 0')
+    for name, content in (('srun', SRUN), ('child', told)):
+        (tmp_path / name).write_text(content)
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setattr(processes.sys, 'executable', str(tmp_path / 'child'))
+    for name, value in {'ENDS': 'well', 'ASKED': tmp_path / 'asked', 'SLURM_NTASKS': 2, 'CUDA_VISIBLE_DEVICES': '',
+                        'PATH': f'{tmp_path}:{os.environ["PATH"]}'}.items():
+        monkeypatch.setenv(name, str(value))
+    assert processes.launch(task, 4, tmp_path / 'folder') == {'steps': 4}
+    asked = (tmp_path / 'asked').read_text().splitlines()
+    assert '--ntasks=2' in asked
+    assert {'--nnodes=2', '--nproc-per-node=2', f'--master-addr={socket.gethostname()}'} <= set(asked)
+    assert '--standalone' not in asked
+    assert (tmp_path / 'asked-rank').read_text() == '1\n'
+    with pytest.raises(RunError, match='^a-run: 3 processes on 2 nodes: expected as many on each$'):
+        processes.launch(task, 3, tmp_path / 'other')
+    assert not (tmp_path / 'other').exists()
+    monkeypatch.setattr(torch.cuda, 'is_available', lambda: True)
+    monkeypatch.setenv('SLURM_NTASKS', '8')     # on one node: as without Slurm
+    monkeypatch.setenv('SLURM_JOB_NUM_NODES', '1')
+    assert processes.nodes() == 1
 
 
 @pytest.mark.parametrize(('error', 'kind'), [

@@ -19,7 +19,7 @@ EVERY = [*PROFILES.values(), DRY_RUN]
 @pytest.mark.parametrize('profile', EVERY, ids=lambda profile: profile.name)
 def test_every_profile_says_what_it_can_show_and_where_its_data_come_from(profile):
     assert len(profile.can_show) > 80
-    assert profile.data in ('shapes', 'folder', 'coco', 'first_of_coco')
+    assert profile.data in ('shapes', 'folder', 'coco', 'first_of_coco', 'tenth_of_coco')
     assert (profile.first_images is not None) == (profile.data == 'first_of_coco')
     assert 'student' in profile.epochs
     assert find_profile(profile.name) == profile
@@ -42,6 +42,12 @@ def test_the_dry_run_is_the_paper_in_small_and_no_profile_for_tables():
     assert DRY_RUN.name not in PROFILES
 
 
+def test_the_tenth_is_the_paper_with_other_images_and_epochs():
+    paper, tenth = (PROFILES[name].to_dict() for name in ('paper', 'tenth'))
+    assert {name for name in paper if paper[name] != tenth[name]} == {'name', 'data', 'epochs', 'can_show'}
+    assert PROFILES['tenth'].published
+
+
 def test_an_unknown_profile_is_refused_with_those_there_are():
     with pytest.raises(SettingError, match="'tiny'") as told:
         find_profile('tiny')
@@ -50,12 +56,13 @@ def test_an_unknown_profile_is_refused_with_those_there_are():
 
 # ---- the rule for weights ---------------------------------------------------------------------------------------
 
+@pytest.mark.parametrize('profile', ['paper', 'tenth'])
 @pytest.mark.parametrize('name', methods.names())
-def test_the_papers_scale_leaves_weights_as_they_are(name):
+def test_the_papers_scale_leaves_weights_as_they_are(name, profile):
     method = methods.find_method(name)
     defaults = inspect.signature(method).parameters
     for options in (*method.PUBLISHED.values(), {}):
-        scaled = scale_weights(method, options, PROFILES['paper'])
+        scaled = scale_weights(method, options, PROFILES[profile])
         assert options.items() <= scaled.items()
         assert all(value == options.get(key, defaults[key].default) for key, value in scaled.items())
 
@@ -95,7 +102,7 @@ def test_a_factor_is_on_every_weight_of_a_method_and_on_nothing_else(name):
 
 @pytest.mark.parametrize('profile', EVERY, ids=lambda profile: profile.name)
 def test_the_papers_features_are_not_scaled_and_students_start_as_fgds_and_mgds_do(profile):
-    if profile.name in ('paper', 'dryrun'):
+    if profile.name in ('tenth', 'paper', 'dryrun'):
         assert (profile.reference_rms, profile.keep_features, profile.arm, profile.shipped) == (
             None, False, 'inherit', '')
     assert profile.arm in ('alone', 'inherit')

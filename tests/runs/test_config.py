@@ -40,7 +40,7 @@ def cfg_of(dataset):
     """Row id, profile name -> its Config (made once, handed out as copies)."""
     @functools.cache
     def make(row, profile):
-        return config(Run.of(row, profile), {'shapes': dataset, 'folder': CELLS, 'coco': None}[PROFILES[profile].data])
+        return config(Run.of(row, profile), {'shapes': dataset, 'folder': CELLS}.get(PROFILES[profile].data))
     return lambda row, profile='paper': copy.deepcopy(make(row, profile))
 
 
@@ -68,7 +68,7 @@ def test_every_row_at_every_profile_gives_a_config(cfg_of, dataset, row, profile
     assert cfg.custom_imports.imports == ['amdlib.engine']
     assert not {'val_dataloader', 'val_cfg', 'val_evaluator'} & set(cfg)  # nothing is selected on the reported split
     assert cfg.default_hooks.checkpoint.save_best is None
-    if profile == 'paper':
+    if PROFILES[profile].published:
         return
     data = CELLS if PROFILES[profile].data == 'folder' else dataset
     for detector in detectors(cfg):
@@ -175,6 +175,20 @@ def test_a_pairs_schedule_ends_with_its_training(cfg_of, group):
     assert cfg.param_scheduler[-1].end == cfg.train_cfg.max_epochs
 
 
+@pytest.mark.parametrize('row', PAPERS_ROWS)
+def test_the_tenth_is_the_papers_run_with_steps_that_follow_its_epochs(cfg_of, row):
+    paper, tenth = (cfg_of(row, profile).to_dict() for profile in ('paper', 'tenth'))
+    assert tenth['train_cfg'].pop('max_epochs') == 12
+    assert (tenth['param_scheduler'][-1].pop('milestones'), tenth['param_scheduler'][-1].pop('end')) == ([8, 11], 12)
+    for part, keys in (('train_cfg', ['max_epochs']), ('param_scheduler', ['milestones', 'end'])):
+        for key in keys:
+            (paper[part] if isinstance(paper[part], dict) else paper[part][-1]).pop(key)
+    assert tenth == paper
+    run, of_paper = (Run.of(row, profile) for profile in ('tenth', 'paper'))
+    assert run.published_files() == of_paper.published_files()
+    assert (run.reference_rms, run.inherits) == (of_paper.reference_rms, of_paper.inherits)
+
+
 def test_a_student_with_a_shorter_schedule_gets_the_papers():
     group = replace(GROUPS['retinanet'], student_config='mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
     run = Run.of(replace(ROWS['retinanet-baseline'], group=group), 'paper')
@@ -238,6 +252,18 @@ def test_the_papers_weights_of_fkd(cfg_of, group):
     assert (loss.feature_weight, loss.channel_weight, loss.spatial_weight, loss.nonlocal_weight) == (
         7e-5, 4e-3, 4e-3, 7e-5)
     assert (loss.spatial_temperature, loss.channel_temperature) == (0.5, 0.5)
+
+
+# ---- results that are there -------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(('profile', 'hashes'), [
+    ('mini', ['9ed87b746d5ee67d', 'fdd27f117f41c7cc', '6f92a67f3427dc51']),
+    ('small', ['fb33a45136b3e10a', '51832468236e4da5', 'f402b1f059c0626b']),
+    ('paper', ['d09ec3e4ca1bebb8', '92d28c7ab0f292af', '91ba682f43c29dd8'])])
+def test_what_has_results_keeps_its_settings_hashes(cfg_of, profile, hashes):
+    """A number here changes only with the runs that it makes stale, or with mmdet's own configs."""
+    rows = ('retinanet-amd', 'reppoints-teacher', 'faster_rcnn-mgd')
+    assert [settings_hash(cfg_of(row, profile)) for row in rows] == hashes
 
 
 # ---- rows differ in the method only -----------------------------------------------------------------------------

@@ -123,6 +123,27 @@ def test_entries_live_on_without_their_controller(cluster, store, narrow, tmp_pa
     assert slurm.states({run: store.state(run)}, store)[run].name == 'done'
 
 
+def test_a_run_across_nodes_is_that_of_as_many_processes(cluster, store, narrow, tmp_path):
+    """Two tasks of one node stand for two nodes, a torchrun each; it is cancelled in between and handed in again."""
+    store = on_cpu(replace(store, profile=narrow))
+    run = run_of('baseline', narrow, 4, gpus=2, batch_size=1, epochs=40)
+    options = '--ntasks=2 --overcommit --time=10'
+    slurm.submit([run], store, 'nodes', options)
+    folder = store.run_folder(run)
+    cluster.wait_for(lambda: read_progress(folder).get('phase') == 'train', 120)
+    job = slurm.read_claim(folder)['job']
+    assert f'{job}.0 2' in cluster.said('squeue', '--steps', '--noheader', '--format=%i %A').split('\n')
+    cluster.said('scancel', job)
+    cluster.wait_for(lambda: read_progress(folder).get('phase') == 'stopped', 60)
+    cluster.wait_for(ended(cluster, [run], store), 90)
+    slurm.submit([run], store, 'nodes', options)
+    cluster.wait_for(lambda: store.state(run).name == 'done', 120)
+    local = on_cpu(replace(store, results=tmp_path / 'local'))
+    run_missing([run], local)
+    assert same([run], store, local)
+    assert len(store.record(run)['resumed_from']) == 1
+
+
 def test_slurm_itself_tells_an_entry_of_its_limit(cluster, store, narrow):
     store = on_cpu(replace(store, profile=narrow))
     run = run_of('baseline', narrow, 3, epochs=2000)

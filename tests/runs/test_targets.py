@@ -9,7 +9,7 @@ import pytest
 from amdlib.errors import RunError, SettingError
 from amdlib.paper.pairs import GROUPS
 from amdlib.paper.tables import PHI, TABLES
-from amdlib.runs import batch, notebooks, targets
+from amdlib.runs import batch, listing, notebooks
 from amdlib.runs.run import Run, row_runs, table_runs, with_teachers
 from amdlib.runs.store import State, Store
 from amdlib.runs.targets import TARGETS, Given, find_targets, reproduce, status
@@ -24,7 +24,7 @@ def test_every_table_is_a_target():
     assert list(TARGETS)[:len(TABLES)] == list(TABLES)
     assert all(name == target.name for name, target in TARGETS.items())
     for name, table in TABLES.items():
-        assert TARGETS[name].title == f'Table {table.number}: {table.title}'
+        assert TARGETS[name].title == table.heading
         assert TARGETS[name].groups == table.groups
 
 
@@ -309,7 +309,7 @@ def test_status_ends_with_the_time_that_is_left_by_the_runs_that_were_made(stand
     standing()
     finish(store, Run.of('retinanet-baseline', store.profile, 3), wall_s=600.0)     # of one epoch
     finish(store, Run.of('retinanet-amd', store.profile, 3), wall_s=1200.0)
-    monkeypatch.setattr(targets, 'default_jobs', lambda _device: 2)
+    monkeypatch.setattr(listing, 'default_jobs', lambda _device: 2)
     assert told('method', group='retinanet', settings={'epochs': 2})[-1] == (
         '0 of 2 done, about 10 min (2 at once) for 1 of 2, no run to tell from for the others, next: make '
         'reproduce-method GROUP=retinanet')     # a teacher is trained otherwise than students
@@ -338,7 +338,7 @@ def test_status_tells_of_other_versions(standing, told):
 
 def test_a_run_that_several_targets_need_stands_there_once_and_a_teacher_says_so(standing, told, store, monkeypatch):
     standing()
-    monkeypatch.setattr(targets, 'LISTED', 99)
+    monkeypatch.setattr(listing, 'LISTED', 99)
     lines = told('table2', 'table5')
     assert lines[0].split() == ['retinanet-teacher-s0', 'missing', 'never', 'run', '[as', 'a', 'teacher]']
     (shared,) = [line for line in lines if line.startswith('retinanet-amd-s0 ')]

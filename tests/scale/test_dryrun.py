@@ -168,6 +168,18 @@ def test_rows_are_run_exported_and_read_again(dry, tmp_path, monkeypatch, caplog
 
 
 @slow
+def test_the_tenth_is_run_on_its_own_images(dry, coco_2017, tmp_path, monkeypatch):
+    monkeypatch.setattr(dryrun, 'run_missing', in_this_process)
+    data = prepare('tenth_of_coco', coco_2017, tmp_path / 'cache')
+    store = replace(dry, dataset=data, profile=replace(dry.profile, batch_size=1))
+    table = dry_run(store, rows=['faster_rcnn-mgd'])
+    assert table.problem.tolist() == ['', '']
+    assert table.steps.tolist() == [1, 1]       # one of the eight images
+    assert table.images.tolist() == [4, 4]      # all that are reported
+    assert '(seed 0)' in (tmp_path / 'results' / 'dryrun' / 'tenth' / 'dryrun.md').read_text()
+
+
+@slow
 def test_a_row_that_differs_after_reading_fails(dry):
     run = Run.of('retinanet-baseline', dry.profile)
     train(run, dry)

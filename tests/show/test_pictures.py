@@ -157,6 +157,15 @@ def test_mask_view_draws_attention_mask_and_shares_with_phi_marked():
     assert 'phi' in right.get_xlabel()
 
 
+@pytest.mark.parametrize(('least', 'largest', 'ends'), [
+    (0.6, 1.8, (0.5, 2)), (0.2, 1.5, (0.2, 5)), (1e-6, 3.0, (0.1, 10)), (0.0, 20.0, (0.05, 20))])
+def test_the_mean_is_the_middle_of_the_colours_and_they_reach_as_far_as_the_map(least, largest, ends):
+    coverage = pd.DataFrame({name: [0.5] for name in ('phi', 'masked_share', 'inside_share', 'random_share',
+                                                      'random_sd')})
+    left, *_ = pictures.mask_view(_picture(), torch.tensor([[least, largest]]), torch.ones(1, 2), coverage, 1.0).axes
+    assert left.get_images()[-1].get_clim() == pytest.approx(ends)
+
+
 def test_mask_grid_has_a_panel_a_setting_and_says_how_much_is_masked():
     half, none = torch.tensor([[0.0, 1.0]]), torch.ones(1, 2)
     figure = pictures.mask_grid(_picture(), {'T = 1': {'phi = 1': half, 'phi = 2': none},

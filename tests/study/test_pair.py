@@ -1,10 +1,13 @@
 """pair.py: what of two detectors is compared, and what is said of them."""
+import copy
 import re
 
 import pytest
 import torch
+from mmdet.registry import MODELS
 
 from amdlib.errors import SettingError, WeightsError
+from amdlib.runs.originals import get_config
 from amdlib.study.pair import pair
 
 CLASSES = ('cross', 'disc')
@@ -48,6 +51,30 @@ def test_named_modules_are_paired_by_size_and_what_no_head_sees_is_told(home):
         pair(str(home / 'small.py'), str(home / 'large.py'), teacher_features=('neck.no_convs.0',))
     with pytest.raises(SettingError, match=r"GFL: 'neck' gives no feature map"):
         pair(str(home / 'small.py'), str(home / 'large.py'), features='neck')
+
+
+def test_built_models_are_looked_at_and_left_as_they_are(home):
+    student, teacher = (MODELS.build(copy.deepcopy(get_config(str(home / f'{name}.py')).model))
+                        for name in ('small', 'large'))     # building writes into a config
+    student.train()
+    before = {name: value.clone() for name, value in student.state_dict().items()}
+    found = pair(student, teacher, CLASSES)
+    assert found.strides == (8, 16, 32, 64, 128)
+    assert found.describe().startswith('GFL ResNet-18 (built) <- GFL ResNet-18 (built)\ncompared: stride 8: 64 <- 64')
+    assert student.training
+    assert all(torch.equal(value, before[name]) for name, value in student.state_dict().items())
+    assert pair(student, str(home / 'large.py')).channels == found.channels
+    with pytest.raises(SettingError, match='Linear: expected a config, or a detector of mmdet that is built'):
+        pair(torch.nn.Linear(1, 1), teacher)
+
+
+def test_where_first_weights_come_from_is_told_before_anything_is_fetched(home):
+    first = home / 'pretrained.py'
+    first.write_text(f"_base_ = {str(home / 'small.py')!r}\nmodel = dict(backbone=dict(init_cfg=dict(_delete_=True, "
+                     "type='Pretrained', checkpoint='torchvision://resnet18')))")
+    told = 'first weights of the backbones: student torchvision://resnet18; fetched when training begins'
+    assert told in pair(str(first), str(home / 'large.py')).describe()
+    assert 'first weights' not in pair(str(first), str(home / 'large.py'), scratch=True).describe()
 
 
 def test_maps_of_no_common_size_are_told_with_both_lists(home):

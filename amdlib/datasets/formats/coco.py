@@ -1,18 +1,19 @@
-"""COCO's JSON: COCO 2017 as it is published, its layout, any file of its kind wherever the pictures lie, and the first
-images of COCO 2017.
+"""COCO's JSON: COCO 2017 as it is published, its layout, any file of its kind wherever the pictures lie, and parts of
+COCO 2017: its first images, and a tenth.
 
 What other tools leave out is filled in, and told: area and iscrowd, sizes of images, numbers for ids that are texts.
 Then, and where pictures had to be looked for, a file is written here; else the user's is read where it lies.
 """
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from amdlib.datasets.converted import Pictures, broken_note, picture_size_px
-from amdlib.datasets.dataset import read_coco, read_lists, write_compact
+from amdlib.datasets.dataset import read_coco, read_lists, trained_of, write_compact
 from amdlib.datasets.formats import by_role, folder_name, one_each, split_of
 from amdlib.errors import DataError, ImageError
 from amdlib.words import plural, some
@@ -21,6 +22,7 @@ LAYOUT = ('COCO layout: annotations/instances_train*.json; or for each split a J
           "categories, by its name or its folder's")
 LABELS = '.json'
 HEAD_BYTES = 2 ** 16    # of a JSON file, in which one of COCO's lists begins
+TENTH_SEED = 0
 JSON_FOLDERS = ('annotations', 'annotation', 'labels')
 
 
@@ -123,11 +125,65 @@ class FirstOfCoco:
             if len(images) < count:
                 raise DataError(f'{ann}: {plural(len(images), "annotated image", "annotated images")}, '
                                 f'a dry run takes {count}')
-            ids = {image['id'] for image in images}
-            write_compact(made, {'images': images, 'categories': coco['categories'], 'annotations': [
-                one for one in coco['annotations'] if one['image_id'] in ids]})
+            write_compact(made, _with(coco, images))
             notes.append(f'the first {count} annotated images of {ann.name}')
         return notes
+
+
+@dataclass(frozen=True)
+class TenthOfCoco:
+    """A tenth of the images of train2017 that mmdet trains on, drawn by their ids alone, and all of val2017; a list of
+    its own, pictures where they lie."""
+    whole: Coco
+    seed: int = TENTH_SEED
+    name = 'tenth'
+    self_made = False
+    found = ''
+
+    @property
+    def origins(self) -> dict[str, Path]:
+        return {'train.json': self.whole.train[0]}
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return self.whole.files
+
+    @property
+    def recipe(self) -> str:
+        return f'a tenth by seed {self.seed}'
+
+    def made(self, home: Path) -> tuple[Path, ...]:
+        return (home / 'train.json',)
+
+    def splits(self, home: Path) -> tuple[Path, ...]:
+        return *self.made(home), self.whole.train[1], *self.whole.test
+
+    def make(self, folder: Path, drop_broken: bool = False) -> list[str]:
+        ann = self.whole.train[0]
+        coco = read_coco(ann)
+        trained = trained_of(coco)
+        count = a_tenth(len(trained))
+        if not count:
+            raise DataError(f'{ann}: {plural(len(trained), "image", "images")} to train on, of which a tenth is none')
+        by_id = sorted((image['id'] for image in trained), key=lambda image_id: hashlib.sha256(
+            f'{self.seed} {image_id}'.encode()).digest())
+        chosen = set(by_id[:count])
+        images = [image for image in coco['images'] if image['id'] in chosen]
+        write_compact(*self.made(folder), _with(coco, images))
+        return [f'trained on {count} of the {len(trained)} images of {ann.name} with annotations, drawn by their ids '
+                f'(seed {self.seed}), reported on all of {self.whole.test[0].name}']
+
+
+def a_tenth(images: int) -> int:
+    """Of how many images a tenth consists."""
+    return round(images / 10)
+
+
+def _with(coco: dict, images: list[dict]) -> dict:
+    """A COCO file with these images and their boxes alone."""
+    ids = {image['id'] for image in images}
+    return {'images': images, 'categories': coco['categories'],
+            'annotations': [one for one in coco['annotations'] if one['image_id'] in ids]}
 
 
 def coco_2017(root: Path) -> Coco:

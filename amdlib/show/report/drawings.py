@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,8 +89,12 @@ class Scale:
     high: float
 
     @classmethod
-    def of(cls, values: Sequence[float | None]) -> Scale:
-        """That holds all values and zero."""
+    def of(cls, lines: Iterable[tuple[float | None, float | None, float | None, float | None]]) -> Scale:
+        """That holds zero and of every line the difference, its interval's ends, the paper's, the band of chance."""
+        values: list[float | None] = []
+        for difference, low, high, paper in lines:
+            half = None if low is None or high is None else (high - low) / 2
+            values += [difference, low, high, paper, half, half and -half]
         known = [value for value in values if value is not None and math.isfinite(value)] + [0.]
         room = 0.06 * ((max(known) - min(known)) or 1)
         return cls(min(known) - room, max(known) + room)

@@ -35,8 +35,8 @@ FIGURES = (
             'students, method by method.'),
     Subject('fig4', 'Figure 4: the threshold phi', 'reproduce-fig4', 'mAP and mAR in percent over the threshold above '
             'which attention is masked (Eq. 4).'),
-    Subject('mask_coverage', 'Mask coverage', 'reproduce-all', 'How much of a feature map is masked, and how much of '
-            'that lies in boxes, over phi.'),
+    Subject('mask_coverage', 'Mask coverage', 'reproduce-explore_masks', 'How much of a feature map is masked, and how '
+            'much of that lies in boxes, over phi.'),
 )
 PLAN = Subject('significance', 'The planned comparisons', 'reproduce-significance')
 BED = Subject('bed', 'Can this bed tell methods apart?', 'bed')
@@ -47,9 +47,8 @@ def subjects(folder: Path) -> dict[str, Subject]:
     """All that can be asked for, by name; variants of tables where they are there."""
     found = {}
     for table in TABLES.values():
-        title = f'Table {table.number}: {table.title}'
-        found[table.name] = Subject(table.name, title, f'reproduce-{table.name}')
-        found |= {name: Subject(name, f'{title}, {words}', f'reproduce-{table.name}', differs=words)
+        found[table.name] = Subject(table.name, table.heading, f'reproduce-{table.name}')
+        found |= {name: Subject(name, f'{table.heading}, {words}', f'reproduce-{table.name}', differs=words)
                   for variant, words in tables.VARIANTS.items()
                   if (folder / f'{(name := f"{table.name}_{variant}")}.csv').is_file()}
     return found | {one.name: one for one in (*FIGURES, PLAN, BED, CALIBRATION)}

@@ -64,9 +64,13 @@ class Entry:
         return None if self.disagrees else next((file for file in files if file.is_file()), None)
 
 
-def read_entries(store: Store) -> dict[str, Entry]:
-    """Every run that has a record here, kept ones too, by its id; one that cannot be read says why."""
-    store, entries = store.with_kept(), {}
+def read_entries(store: Store, known: Iterable[Run] = ()) -> dict[str, Entry]:
+    """Every run that has a record here, kept ones too, by its id; one that cannot be read says why.
+
+    Args:
+        known: runs of a study, of whose pair no record says enough.
+    """
+    store, entries, by_id = store.with_kept(), {}, {run.id: run for run in known}
     for file in store.record_files():
         entry = entries[file.parent.name] = Entry(file.parent.name, folder=file.parent)
         try:
@@ -78,7 +82,7 @@ def read_entries(store: Store) -> dict[str, Entry]:
             continue
         entry.record = record
         with contextlib.suppress(KitError):     # of a row that is none by now
-            entry.run = store.run_of(file)
+            entry.run = by_id.get(entry.id) or store.run_of(file)
         if entry.run and 'code_fingerprint' in record:
             entry.state = store.state(entry.run)
     return entries

@@ -14,7 +14,7 @@ import pandas as pd
 from amdlib.errors import KitError
 from amdlib.evaluation import METRICS
 from amdlib.files import digest
-from amdlib.paper.rows import ROWS
+from amdlib.paper.rows import row_of
 from amdlib.runs.recipe import own_settings, parse
 from amdlib.runs.run import Run, teacher_of
 from amdlib.runs.store import Store, read_scalars
@@ -68,11 +68,11 @@ class Runs:
         Options of a run's own method are not another's: they are left out.
         """
         shared = {key: value for key, value in run.settings.items() if key not in dict(run.recipe.options)}
-        row = ROWS.get(f'{run.row.group.name}-{name}')
         try:
             if name == 'teacher':
-                return self.by_run.get(run.teacher() or teacher_of(run.row.group.name, run.profile, shared))
-            return row and self.by_run.get(Run.of(row, run.profile, run.seed, own_settings(row, shared)))
+                return self.by_run.get(run.teacher() or teacher_of(run.row.group, run.profile, shared))
+            row = row_of(run.row.group, name)
+            return self.by_run.get(Run.of(row, run.profile, run.seed, own_settings(row, shared)))
         except KitError:    # a setting that the other row has not
             return None
 
@@ -147,6 +147,8 @@ class Runs:
 def command(entry: Entry, store: Store) -> str:
     """The command that repeats a run, quoted for a shell."""
     record = entry.record
+    if entry.run and entry.run.row.group.own:
+        return store.command(entry.run)
     settings = entry.run.settings if entry.run else record['settings']
     words = ['python', '-m', 'amdlib', 'run', entry.run.row.reference if entry.run else record['row'], '--profile',
              store.profile.name, '--seed', str(record['seed'])]

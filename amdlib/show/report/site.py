@@ -16,8 +16,10 @@ from typing import Any
 import pandas as pd
 
 from amdlib.errors import RunError, SettingError
+from amdlib.paper.pairs import GROUPS
 from amdlib.paper.tables import TABLES
 from amdlib.runs import fingerprints
+from amdlib.runs.run import Run
 from amdlib.runs.store import Store
 from amdlib.show import explorer, tables
 from amdlib.show.compare import compare_runs
@@ -47,21 +49,24 @@ class Contents:
     listed: list[Entry]
 
     @classmethod
-    def of(cls, store: Store) -> Contents:
-        """Errors: RunError, saying what to run, where the folder holds neither table, figure, notebook nor record."""
+    def of(cls, store: Store, known: Sequence[Run] = ()) -> Contents:
+        """What there is, `known` of it runs of a study.
+
+        Errors: RunError, saying what to run, where the folder holds neither table, figure, notebook nor record."""
         folder = store.folder
         if store.profile.dry_run:
             raise RunError(f'profile {store.profile.name}: a dry run has random weights and numbers that mean nothing; '
                            'see dryrun.md instead')
-        entries, figures = read_entries(store), {figure.name for figure in FIGURES}
-        known = subjects(folder)
+        entries, figures = read_entries(store, known), {figure.name for figure in FIGURES}
+        shown = subjects(folder)
         found = {name: read_cells(folder / f'{name}.csv', FIGURE_COLUMNS if name in figures else COLUMNS)
-                 for name in known if name in figures or name.partition('_')[0] in TABLES}
-        sources = {name: behind(one, store, entries) for name, one in known.items()}
+                 for name in shown if name in figures or name.partition('_')[0] in TABLES}
+        sources = {name: behind(one, store, entries) for name, one in shown.items()}
         if not entries and not notebooks.executed(folder) and not any(one.files for one in sources.values()):
             raise RunError(f'{folder}: no table, figure, record or executed notebook to report on; run '
                            f'`make reproduce-table1{where(store)}` first')
-        listed = mark_used(entries, {name: source.runs for name, source in sources.items()})
+        listed = mark_used(entries, {name: source.runs for name, source in sources.items()} | (
+            {'the study': [run.id for run in known]} if known else {}))
         for cells, _ in found.values():
             if cells is not None:
                 cells['problem'] = [problem(cell, entries) for cell in cells.itertuples()]
@@ -78,11 +83,12 @@ class Contents:
         drawn = [line for line in judged if line.low is not None]    # one seed has no interval
         variants = {name: [one for one in self.found if one.startswith(f'{name}_')] for name in TABLES}
         return {
-            'tables': TABLES.values(), 'figures': FIGURES, 'found': self.found, 'sources': self.sources, 'alts': alts,
+            'tables': TABLES.values(), 'detectors': {name: group.student_label for name, group in GROUPS.items()},
+            'figures': FIGURES, 'found': self.found, 'sources': self.sources, 'alts': alts,
             'runs': self.listed, 'entries': self.entries, 'group_title': tables.group_title,
             'reference_label': tables.reference_label, 'claims': judged, 'summary': claims.summary(judged),
             'drawn': drawn, 'drawn_alt': words.of_claims(drawn), 'scale': drawings.Scale.of(
-                [value for line in drawn for value in (line.difference, line.low, line.high, line.paper)]),
+                (line.difference, line.low, line.high, line.paper) for line in drawn),
             'variants': variants,
             'made': [name for name in self.found if self.sources[name].files or variants.get(name)],
             'explorer': explorer.for_report(self.store),
@@ -91,14 +97,23 @@ class Contents:
             'notes': {name: _notes(folder / f'{name}.md') for name in self.found}}
 
 
-def build(store: Store, compare: Sequence[tuple[str, str]] = ()) -> Path:
+@dataclass(frozen=True)
+class Front:
+    """The first page of a site that is not about the paper: its template, the runs behind it, what fills it."""
+    template: str
+    runs: tuple[Run, ...]
+    shown: dict[str, Any]
+
+
+def build(store: Store, compare: Sequence[tuple[str, str]] = (), front: Front | None = None) -> Path:
     """Write the site whole into `report/` of the store's folder instead of an older one; return index.html.
 
     Args:
         compare: pairs of runs by id, each a page of its own beside those that every run is set beside anyway.
+        front: the first page, where it is not the paper's.
     Errors: RunError, saying what to run, where there is nothing to report on; of `compare_runs`.
     """
-    contents, folder = Contents.of(store), store.folder
+    contents, folder = Contents.of(store, front.runs if front else ()), store.folder
     new, old = folder / f'.report.{os.getpid()}', folder / f'.report.old.{os.getpid()}'
     shutil.rmtree(new, ignore_errors=True)
     try:
@@ -109,9 +124,11 @@ def build(store: Store, compare: Sequence[tuple[str, str]] = ()) -> Path:
         shared = _shared(store)
         books = [notebooks.write(path, folder, new, shared) for path in notebooks.executed(folder)]
         pairs = _write_runs(contents, new, shared, compare)
-        pages.write(new / 'index.html', 'report.html', shared, root='', notebooks=books, pairs=pairs,
-                    pictures={name: f'figures/{source.shown}' for name, source in contents.sources.items()
-                              if source.shown}, **contents.shown())
+        shown = {'runs': contents.listed, 'entries': contents.entries, **front.shown} if front else {
+            'pictures': {name: f'figures/{source.shown}' for name, source in contents.sources.items() if source.shown},
+            'notebooks': books, **contents.shown()}
+        pages.write(new / 'index.html', front.template if front else 'report.html', shared, root='', pairs=pairs,
+                    **shown)
         (new / 'report.css').write_text(pages.style())
         if (folder / 'report').exists():
             (folder / 'report').rename(old)

@@ -349,8 +349,8 @@ class Explorer {
         + '"At random" is what as many positions drawn anywhere in the same picture would give, ± 2 standard '
         + 'deviations. Neighbours are alike and masked together, so chance is wider than that: one picture beyond it '
         + 'is no finding.'),
-      make('p', {}, `${rule ? `${rule}. ` : ''}Profile ${profile}, data set ${data}: it is these networks and pictures `
-        + 'that are shown. Features are divided as in training at this profile, so that T and φ mean here what they '
+      make('p', {}, `${rule ? `${rule}. ` : ''}Profile ${profile}, data set ${data}: it is their networks that `
+        + 'look. Features are divided as in training at this profile, so that T and φ mean here what they '
         + 'mean there. Where a mask lies says nothing about what masking there does for the student. Computed in your '
         + 'browser.'));
   }
@@ -405,8 +405,11 @@ class Explorer {
       const cells = [percent(masked), percent(inside), random, far].map((text) => make('td', {}, text));
       return make('tr', {}, make('th', { scope: 'row' }, name), ...cells);
     }));
+    const boxless = !pictures[picture].boxes.length;    // a picture of the reader's own
+    this.root.firstChild.classList.toggle('boxless', boxless);
     this.told.textContent = `${own.drawn} of ${own.total} positions are masked.`
-      + (own.hits === 0 ? ' No position lies in a box.' : own.hits === own.total ? ' All positions lie in boxes.' : '');
+      + (boxless ? ' No boxes are known here: nothing tells whether these lie on objects.'
+        : own.hits === 0 ? ' No position lies in a box.' : own.hits === own.total ? ' All positions lie in boxes.' : '');
     if (two) this.showAgreement();
   }
 
