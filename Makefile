@@ -17,7 +17,7 @@ AMDLIB  := $(PY) -m amdlib
 #? NEGATIVES keep (images without a box are trained on too) or drop (left out everywhere); default: not trained on
 #? DROP_BROKEN 1 leaves out images that cannot be read, by name
 #? LAYOUT of DATA, where it fits several: coco, voc, yolo, cvat or csv
-#? GROUP retinanet, reppoints or faster_rcnn; default: all three (one figure: the paper's)
+#? GROUP retinanet, reppoints or faster_rcnn; default: all three (one figure: the paper's); the zoo has gfl too
 #? SEEDS seeds of the students, such as "0 1 2"; default: 0
 #? SETTINGS of every run, such as "epochs=2 gpus=8 'backbone=a folder/r50.pth'"; README has all
 #? METHOD a loss of your own, path/to/file.py:ClassName: a line more of each table
@@ -43,6 +43,7 @@ AMDLIB  := $(PY) -m amdlib
 #? ONNX 1 exports the run as ONNX too
 #? MEASURE 1 has cost time a few steps of each row on this machine's GPU
 #? SWITCHES 1 has cost compare the switches for speed, each alone and all together (MEASURE=1: time them)
+#? ZOO 1 has bench measure a step of each method of the zoo instead, over the baseline's: time and memory
 #? EXPLORATORY 1 has plan train the exploratory comparisons of docs/plan.md too
 #? FIG table or figure, for why, such as fig4, table1 or significance
 #? A results folder, for compare
@@ -54,7 +55,7 @@ AMDLIB  := $(PY) -m amdlib
 #? PUBLIC folder of the public code, for make goldens (see tests/goldens/)
 KNOWN := PROFILE DATA SPLIT SPLIT_SEED NEGATIVES DROP_BROKEN LAYOUT GROUP SEEDS SETTINGS METHOD ARM CONTROLS CALIBRATED \
          TEACHERS METHODS VALUES DEVICE JOBS ON SLURM FORCE WEIGHTS MIRRORS SKIP_TEACHER_CHECK WORKERS TENSORBOARD NAME LAB RUN \
-         ONNX MEASURE SWITCHES EXPLORATORY FIG A B COMMIT PYTHON VENV CPU PUBLIC
+         ONNX MEASURE SWITCHES ZOO EXPLORATORY FIG A B COMMIT PYTHON VENV CPU PUBLIC
 
 # some login shells set a CPU of their own
 ifeq ($(origin CPU),environment)
@@ -206,7 +207,7 @@ cost: $(SETUP)  ## steps, measured seconds a step, memory and GPU-hours of each 
 	@$(AMDLIB) cost $(WHERE) $(SET) $(call flag,MEASURE,--measure) $(call flag,SWITCHES,--switches) $(call opt,DEVICE,--device)
 
 bench: $(SETUP)  ## how near a step is to its parts, and the losses to their convolutions: ratios, measured side by side here
-	@$(AMDLIB) bench $(WHERE) $(call opt,GROUP,--group) $(call opt,DEVICE,--device)
+	@$(AMDLIB) bench $(WHERE) $(call opt,GROUP,--group) $(call opt,DEVICE,--device) $(call flag,ZOO,--zoo)
 
 families: $(SETUP)  ## one distillation step with a detector of each of mmdet's families (docs/families.md; FORCE=1: all again)
 	@$(AMDLIB) families $(call flag,FORCE,--again)

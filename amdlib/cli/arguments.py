@@ -49,7 +49,7 @@ ARM = arg('--arm', choices=('alone', 'inherit'),
 CONTROLS = arg('--controls', action='store_true', help="a table's controls as further lines")
 CALIBRATED = arg('--calibrated', action='store_true',
                  help='the weights of each method by the factor that calibrate chose, instead of by the rule alone')
-GROUP = arg('--group', help='only this detector pair: retinanet, reppoints or faster_rcnn')
+GROUP = arg('--group', help='only this detector pair: retinanet, reppoints or faster_rcnn; in the zoo gfl too')
 FORCE = arg('--force', action='store_true', help='train again what is done')
 DEVICE = arg('--device', help='cpu, cuda or cuda:N; default: a GPU where there is one')
 JOBS = arg('--jobs', type=int, metavar='N', help='runs at once; default: one a GPU, or one a core (four at most)')

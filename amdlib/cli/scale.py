@@ -62,15 +62,19 @@ def cost(given: Words) -> None:
 
 
 @command(*WHERE, GROUP, DEVICE, arg('--rounds', type=int, default=15, help='default 15'),
-         arg('--no-losses', action='store_true', help="leave out the losses at the paper's shapes, which take minutes"))
+         arg('--no-losses', action='store_true', help="leave out the losses at the paper's shapes, which take minutes"),
+         arg('--zoo', action='store_true', help="instead: a step of each method of the zoo over the baseline's"))
 def bench(given: Words) -> None:
     """Measure how near a distillation step is to its parts, and the losses to their convolutions: ratios, measured side
     by side in one process."""
     from amdlib.runs.device import choose_device
-    from amdlib.scale import bench
+    from amdlib.scale import bench, bench_zoo
     choose_device(given.device)
-    store = read.store(given)
-    SCREEN.say(bench.bench(store, [given.group] if given.group else (), given.rounds, not given.no_losses).read_text())
+    store, groups = read.store(given), [given.group] if given.group else []
+    if given.zoo:
+        SCREEN.say(bench_zoo.bench_zoo(store, groups, given.rounds).read_text())
+        return
+    SCREEN.say(bench.bench(store, groups, given.rounds, not given.no_losses).read_text())
 
 
 @command(arg('names', nargs='*', help='of families, such as detr, to be tried again; default: all not tried yet'),

@@ -53,7 +53,7 @@ class Heard:
         self.heads: tuple[list[Tensor], ...] = ()
         self.inside: dict[str, list[Tensor]] = {}
         self.rois: Tensor | None = None         # (K, 5): the image's place, xyxy
-        self.roi_scores: Tensor | None = None
+        self.roi_outputs: tuple[Tensor, ...] | None = None      # scores, box deltas
 
 
 @contextmanager
@@ -75,7 +75,7 @@ def hear(student: nn.Module, needs: Collection[str]) -> Iterator[Heard]:
         # a cascade's later stages have others, and a mask head may ask this extractor again
         listen(extractor, lambda given, _: setattr(heard, 'rois', given[1] if heard.rois is None else heard.rois))
         listen(box_head, lambda _, output: setattr(
-            heard, 'roi_scores', output[0] if heard.roi_scores is None else heard.roi_scores))
+            heard, 'roi_outputs', output if heard.roi_outputs is None else heard.roi_outputs))
     try:
         yield heard
     finally:
@@ -209,16 +209,24 @@ class DetectorStep:
         return [at_least_float32(one.bboxes) for one in found]
 
     def roi_scores(self, side: str) -> Tensor:
-        if side == 'student':
-            return at_least_float32(self.heard.roi_scores)
-        return self._roi_scores_t
+        return at_least_float32(self._roi_outputs(side)[0])
+
+    def roi_deltas(self, side: str) -> Tensor:
+        detector = self.distiller.student if side == 'student' else self.distiller.teacher
+        coder, deltas = first_stage(detector)[1].bbox_coder, at_least_float32(self._roi_outputs(side)[1])
+        if not hasattr(coder, 'stds'):
+            raise ValueError(f'the box head of the {side} moves no boxes: it has a {type(coder).__name__}')
+        return deltas.unflatten(1, (-1, 4)) * deltas.new_tensor(coder.stds) + deltas.new_tensor(coder.means)
+
+    def _roi_outputs(self, side: str) -> tuple[Tensor, ...]:
+        return self.heard.roi_outputs if side == 'student' else self._roi_outputs_t
 
     @functools.cached_property
-    def _roi_scores_t(self) -> Tensor:
+    def _roi_outputs_t(self) -> tuple[Tensor, ...]:
         extractor, box_head = first_stage(self.distiller.teacher)
         maps = self._teacher[1][:extractor.num_inputs]
         with torch.no_grad(), self.distiller.teacher_precision(self.inputs.device.type):
-            return at_least_float32(box_head(extractor(maps, bbox2roi(self.proposals)))[0])
+            return box_head(extractor(maps, bbox2roi(self.proposals)))
 
     def roi_features(self, side: str, boxes: Sequence[Tensor], size: int = 7) -> Tensor:
         features = self.f_s if side == 'student' else self.f_t

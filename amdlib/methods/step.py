@@ -17,7 +17,8 @@ NEEDS = {'boxes': 'ground-truth boxes', 'anchors': 'a box of known size at every
          'heads': 'a head that scores every position', 'proposals': 'proposals of a first stage'}
 # what a head may offer besides
 OFFERED = {'sigmoid': 'a head that gives each class a score of its own',
-           'branches': 'a head of two rows of convolutions with an output each'}
+           'branches': 'a head whose two rows of convolutions end in scores and in moves of anchors',
+           'distributions': 'a head that gives the sides of a box as distributions'}
 
 
 class Step(Protocol):
@@ -48,7 +49,7 @@ class Step(Protocol):
     With 'proposals':
     proposals: of each image the boxes (n, 4) that the student's box head scores in its own loss pass.
     proposals_t: of each image those (n, 4) of the teacher's first stage, best first.
-    roi_scores: see there.
+    roi_scores, roi_deltas: see there.
     """
 
     f_s: list[Tensor]
@@ -71,6 +72,10 @@ class Step(Protocol):
     def roi_scores(self, side: str) -> Tensor:
         """Logits (sum of n, classes + 1) that the box head of 'student' or 'teacher' gives `proposals`, image by image,
         the background last; of a cascade its first stage's."""
+
+    def roi_deltas(self, side: str) -> Tensor:
+        """How that box head moves `proposals`, in the same order: (sum of n, 1 or classes, 4), centre x and y in sides
+        of the proposal, logarithms of the sides. In whichever measure a head gives them, here they are in this one."""
 
     def roi_features(self, side: str, boxes: Sequence[Tensor], size: int = 7) -> Tensor:
         """RoIAlign of the compared features of 'student' or 'teacher', each box from the level that its size belongs

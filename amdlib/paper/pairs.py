@@ -10,7 +10,7 @@ MODEL_ZOO = 'https://download.openmmlab.com/mmdetection/v2.0/'
 
 @dataclass(frozen=True)
 class Group:
-    """One student detector and its teacher (Table I has three). Backbones and normalisation are the configs' own."""
+    """One student detector and its teacher. Backbones and normalisation are the configs' own."""
     name: str
     student_label: str
     teacher_label: str
@@ -60,6 +60,11 @@ GROUPS = {group.name: group for group in (
           'dcn/cascade_mask_rcnn_x101_32x4d_fpn_dconv_c3-c5_1x_coco/'
           'cascade_mask_rcnn_x101_32x4d_fpn_dconv_c3-c5_1x_coco-e75f90c8.pth', one_stage=False,
           offers=('heads', 'anchors', 'sigmoid', 'proposals'), levels=(0, 1, 2, 3)),
+    # Beside the paper's, for the zoo alone: LD needs sides of boxes that are distributions. ASSUMPTION gfl: trained as
+    # the others are (24 epochs, one scale), with RetinaNet's weights
+    Group('gfl', 'GFL', 'GFL', 'mmdet::gfl/gfl_r50_fpn_1x_coco.py', 'mmdet::gfl/gfl_r101_fpn_ms-2x_coco.py',
+          'gfl/gfl_r101_fpn_mstrain_2x_coco/gfl_r101_fpn_mstrain_2x_coco_20200629_200126-dd12f847.pth',
+          offers=('heads', 'anchors', 'sigmoid', 'distributions'), weights_of='retinanet'),
 )}
 
 

@@ -68,7 +68,7 @@ class Table:
 PHI = (0.5, 0.7, 0.9, 1.0, 1.1, 1.3, 1.5)   # ASSUMPTION phi's values: A has mean 1, so the sweep belongs around 1
 
 # methods beside those of Table I and FitNet: on features, then on head outputs and proposals
-ZOO = ('cwd', 'pkd', 'fgfi', 'defeat', 'frs', 'kd', 'dist', 'gid', 'crosskd', 'mimic', 'dkd')
+ZOO = ('cwd', 'pkd', 'fgfi', 'defeat', 'frs', 'kd', 'dist', 'gid', 'crosskd', 'mimic', 'dkd', 'ld', 'chen', 'adl')
 
 _ABLATION = ('baseline', 'amd', 'amd-channel', 'amd-mask', 'amd-unmasked', 'amd-allmasked')
 _CONTROLS = ('amd-permuted', 'amd-inverted', 'amd-shuffled', 'amd-untrained')
@@ -89,7 +89,7 @@ TABLES: dict[str, Table] = {table.name: table for table in (
     Table('table6', 'VI', 'Position of the channel clue', ('faster_rcnn',), ('amd', 'amd-within'), 'amd', 'to After',
           _ABLATION_METRICS),
     # the methods that the paper cites and that reviewers ask for, in one harness: docs/zoo.md
-    Table('zoo', 'zoo', 'The method zoo', ('retinanet', 'reppoints', 'faster_rcnn'),
+    Table('zoo', 'zoo', 'The method zoo', ('retinanet', 'reppoints', 'faster_rcnn', 'gfl'),
           ('teacher', 'baseline', 'inherit', 'fitnet', 'fkd', 'fgd', 'mgd', 'amd', *ZOO), 'baseline', 'gain',
           ('mAP', 'AP_S', 'AP_M', 'AP_L', 'mAR'), ours=True, controls=tuple(f'{name}{SHUFFLED}' for name in ZOO)),
 )}

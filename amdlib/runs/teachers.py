@@ -8,7 +8,7 @@ from typing import Any
 
 from amdlib.errors import RunError
 from amdlib.files import sha256, write_json
-from amdlib.paper.pairs import GROUPS
+from amdlib.paper.printed import paper_groups
 from amdlib.runs import shipping
 from amdlib.runs.batch import run_missing
 from amdlib.runs.run import Run
@@ -25,12 +25,12 @@ def make(store: Store, groups: Iterable[str] = (), seeds: Iterable[int] = (0,), 
     """Train teachers fresh where they are not, round them, evaluate what is left, and put it where the kit ships it.
 
     Args:
-        groups: detector pairs; none = all of them.
+        groups: detector pairs; none = the paper's.
         force: train again what is trained.
     Errors: SettingError for an unknown group, or a profile that ships no teachers; RunError.
     """
     shipping.folder_of(store.profile)
-    groups = list(groups) or list(GROUPS)
+    groups = list(groups) or list(paper_groups())
     runs = [Run.of(f'{group}-teacher', store.profile, seed, {'teachers': 'fresh'}) for group in groups
             for seed in seeds]
     run_missing(runs, store, force=force)

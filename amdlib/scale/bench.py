@@ -21,7 +21,7 @@ from amdlib.engine.taps import maps_in, tap
 from amdlib.errors import RunError
 from amdlib.files import write_json, write_text
 from amdlib.methods.level import LevelLoss
-from amdlib.paper.pairs import GROUPS
+from amdlib.paper.printed import paper_groups
 from amdlib.runs.config import config
 from amdlib.runs.fingerprints import commit, machine
 from amdlib.runs.run import Run
@@ -47,7 +47,7 @@ def bench(store: Store, groups: Iterable[str] = (), rounds: int = ROUNDS, with_l
     if store.dataset is None:
         raise RunError(f'profile {store.profile.name}: a bench needs DATA')
     steps, losses = [], []
-    for group in groups or GROUPS:
+    for group in groups or paper_groups():
         log.info(f'{group}: {rounds} rounds of steps')
         steps.append({'group': group, **of_steps(step_parts(Run.of(f'{group}-amd', store.profile), store), rounds)})
     for method in methods.names() if with_losses else ():

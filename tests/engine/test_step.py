@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from mmdet.models.task_modules.coders import DeltaXYWHBBoxCoder
 from mmdet.registry import MODELS
 from mmdet.structures.bbox import bbox2roi
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -140,7 +141,7 @@ def test_ground_truth_strides_and_anchors(probe, shown, group):
     assert same(step.labels, [sample.gt_instances.labels for sample in data['data_samples']])
     assert step.image_shapes == [(64, 64)] * 2
     assert step.strides == ([4, 8, 16, 32] if group == 'faster_rcnn' else [8, 16, 32, 64, 128])
-    a = {'retinanet': 9, 'reppoints': 1, 'faster_rcnn': 3}[group]
+    a = {'retinanet': 9, 'reppoints': 1, 'faster_rcnn': 3, 'gfl': 1}[group]
     for feature, boxes, stride in zip(step.f_s, step.anchors, step.strides, strict=True):
         h, w = feature.shape[2:]
         assert boxes.shape == (h * w * a, 4)
@@ -235,9 +236,18 @@ def test_both_sides_score_the_students_proposals(probe, shown):
         for side, detector in (('student', model.student), ('teacher', model.teacher)):
             extractor, box_head = first_stage(detector)
             maps = detector.extract_feat(data['inputs'])
-            assert torch.equal(step.roi_scores(side), box_head(extractor(maps[:4], rois))[0])
-    assert step.roi_scores('student').requires_grad
-    assert not step.roi_scores('teacher').requires_grad
+            scores, deltas = box_head(extractor(maps[:4], rois))
+            assert torch.equal(step.roi_scores(side), scores)
+            classes = 1 if box_head.reg_class_agnostic else box_head.num_classes
+            moved = step.roi_deltas(side)
+            assert moved.shape == (len(rois), classes, 4)
+            # decoded by a coder without standard deviations they are the boxes that the head means
+            plain = DeltaXYWHBBoxCoder().decode(rois[:, None, 1:].expand_as(moved).reshape(-1, 4), moved.reshape(-1, 4))
+            meant = box_head.bbox_coder.decode(rois[:, 1:], deltas)
+            assert torch.allclose(plain.reshape(len(rois), -1), meant, atol=1e-4)
+    for of in (step.roi_scores, step.roi_deltas):
+        assert of('student').requires_grad
+        assert not of('teacher').requires_grad
 
 
 def test_the_teachers_proposals_and_features_of_boxes(probe, shown):
@@ -256,7 +266,7 @@ def test_the_teachers_proposals_and_features_of_boxes(probe, shown):
 # ---- a GPU that is not there ------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize(('method', 'options'), [('pkd', {}), ('fgfi', {'off_steps': 0}), ('frs', {}), ('kd', {}),
-                                                 ('dist', {})])
+                                                 ('dist', {}), ('adl', {})])
 def test_no_tensor_of_a_loss_stays_on_the_cpu(method, options):
     with FakeTensorMode(allow_non_fake_inputs=False):
         with torch.device('cuda'):

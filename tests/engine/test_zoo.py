@@ -11,9 +11,11 @@ from torchvision.ops import nms
 
 from amdlib import methods
 from amdlib.engine.distiller import Distiller
+from amdlib.methods.chen import STDS, nearest_box
 from amdlib.methods.crosskd import giou
 from amdlib.methods.dkd import targets
 from amdlib.methods.gid import decoded, general_instances, positive
+from amdlib.methods.ld import regions
 from amdlib.paper.pairs import GROUPS
 from amdlib.paper.rows import ROWS, cannot
 
@@ -22,7 +24,8 @@ STEP_ROWS = [row.id for row in ROWS.values() if row.name == row.method
 METHODS = {row.split('-')[1] for row in STEP_ROWS}
 TERMS = {'frs': {'feature', 'score'}, 'kd': {'score'}, 'dist': {'classes', 'samples'},
          'gid': {'feature', 'relation', 'score', 'box'}, 'crosskd': {'score', 'box'}, 'mimic': {'feature'},
-         'dkd': {'target', 'others'}}
+         'dkd': {'target', 'others'}, 'ld': {'main', 'valuable', 'class'}, 'adl': {'score'},
+         'chen': {'rpn_score', 'rpn_box', 'score', 'box', 'hint'}}
 
 
 @pytest.fixture(scope='module')
@@ -54,6 +57,8 @@ def model_of(config_of, detectors):
         for loss in model.distill_losses.values():
             if hasattr(loss, 'warm_up'):
                 loss.warm_up.steps = loss.warm_up.off_steps + loss.warm_up.ramp_steps
+            if method == 'chen':        # a teacher that nobody trained is the worse, and would bound nothing
+                loss.margin = 1e6
         return model, method
     return make
 
@@ -115,13 +120,15 @@ def test_where_they_run_and_why_not_elsewhere():
     assert where['fgfi'] == where['kd'] == where['frs'] == where['dist'] == {*GROUPS}
     assert where['gid'] == {'retinanet', 'faster_rcnn'}
     assert where['crosskd'] == {'retinanet'}
-    assert where['mimic'] == where['dkd'] == {'faster_rcnn'}
+    assert where['mimic'] == where['dkd'] == where['chen'] == {'faster_rcnn'}
+    assert where['ld'] == {'gfl'}
+    assert where['adl'] == {'retinanet', 'reppoints', 'gfl'}
     for name, group in GROUPS.items():
         assert all(bool(cannot(group, method)) == (name not in where[method]) for method in METHODS)
 
 
 @pytest.mark.parametrize('row', ['retinanet-dist', 'retinanet-gid', 'retinanet-crosskd', 'faster_rcnn-dist',
-                                 'faster_rcnn-gid', 'faster_rcnn-mimic', 'faster_rcnn-dkd'])
+                                 'faster_rcnn-gid', 'faster_rcnn-mimic', 'faster_rcnn-dkd', 'gfl-ld', 'reppoints-adl'])
 def test_from_a_teacher_that_it_equals_a_student_has_nothing_to_learn(model_of, pictures, row):
     """Anchors, proposals, order of scores, decoding: the same on both sides. (Cross-entropy leaves an entropy.)"""
     model, method = model_of(row, twins=True)
@@ -176,6 +183,32 @@ def test_a_proposals_target_is_the_one_that_the_box_head_assigns(shown):
         assert (expected < classes).any()
         objects = sample.gt_instances
         assert torch.equal(targets(proposals, objects.bboxes, objects.labels, classes), expected)
+
+
+def test_the_main_region_is_what_gfl_assigns(shown):
+    step, model, data = shown('gfl-ld')
+    anchors, assigner = torch.cat(step.anchors), model.student.bbox_head.assigner
+    for sample in data['data_samples']:
+        found = assigner.assign(InstanceData(priors=anchors), [len(level) for level in step.anchors],
+                                sample.gt_instances).gt_inds > 0
+        main, valuable = regions(step.anchors, sample.gt_instances.bboxes)
+        assert main.any()
+        assert torch.equal(main, found)
+        assert valuable.any()
+
+
+def test_a_proposals_moves_are_those_that_the_box_head_learns(shown):
+    step, model, data = shown('faster_rcnn-chen')
+    head, stds = model.student.roi_head.bbox_head, torch.tensor(STDS)
+    assert tuple(head.bbox_coder.stds) == STDS
+    for proposals, sample in zip(step.proposals, data['data_samples'], strict=True):
+        objects = sample.gt_instances
+        has, targets, labels = nearest_box(proposals, objects.bboxes, objects.labels)
+        found = model.student.roi_head.bbox_assigner.assign(InstanceData(priors=proposals), objects)
+        assert torch.equal(has, found.gt_inds > 0)
+        assert torch.equal(labels[has], found.labels[has])
+        assert torch.allclose(targets[has] / stds, head.bbox_coder.encode(
+            proposals[has], objects.bboxes[found.gt_inds[has] - 1]), atol=1e-5)
 
 
 def test_instances_are_what_nms_keeps_and_giou_is_mmdets():

@@ -8,6 +8,7 @@ import torch
 from amdlib.engine import training
 from amdlib.errors import RunError, SettingError, WeightsError
 from amdlib.files import read_json, sha256
+from amdlib.paper.printed import paper_groups
 from amdlib.paper.profiles import PROFILES
 from amdlib.runs import config as config_module
 from amdlib.runs import pretrain, shipping, teachers
@@ -196,3 +197,13 @@ def test_it_learns(shop):
     classifier = torch.nn.Linear(64, 5)
     losses = pretrain._train(backbone, classifier, pixels, pictures, labels, (pictures[:20], labels[:20]), how)
     assert losses[-1] < losses[0] - 0.1
+
+
+def test_where_no_pair_is_named_the_teachers_are_the_papers(store, monkeypatch):
+    asked = []
+    monkeypatch.setattr(teachers.shipping, 'folder_of', lambda profile: None)
+    monkeypatch.setattr(teachers, 'run_missing', lambda runs, *_, **__: asked.extend(runs))
+    monkeypatch.setattr(teachers, 'ship', lambda run, _: run)
+    teachers.make(store)
+    assert [run.row.id for run in asked] == [f'{group}-teacher' for group in paper_groups()]
+    assert [run.row.id for run in teachers.make(store, ['gfl'])] == ['gfl-teacher']
