@@ -57,8 +57,9 @@ class OneNode:
         if shutil.which('apt-get') is None:
             pytest.skip('no apt-get, from which the Slurm of ../shared/cluster comes')
         ports = {f'SLURM{name}_PORT': str(free_port()) for name in ('CTLD', 'D')}
+        # nproc obeys it: two entries at once, on a machine of one core too
         up = subprocess.run(['bash', self.script, 'up', folder], capture_output=True, text=True, timeout=300,
-                            env={**os.environ, **ports})
+                            env={**os.environ, **ports, 'OMP_NUM_THREADS': '2'})
         if up.returncode:
             self.down()
             pytest.skip(f'no Slurm here: {up.stderr.strip()[-300:]}')

@@ -126,7 +126,7 @@ def test_entries_live_on_without_their_controller(cluster, store, narrow, tmp_pa
 def test_a_run_across_nodes_is_that_of_as_many_processes(cluster, store, narrow, tmp_path):
     """Two tasks of one node stand for two nodes, a torchrun each; it is cancelled in between and handed in again."""
     store = on_cpu(replace(store, profile=narrow))
-    run = run_of('baseline', narrow, 4, gpus=2, batch_size=1, epochs=40)
+    run = run_of('baseline', narrow, 4, gpus=2, batch_size=1, epochs=20)
     options = '--ntasks=2 --overcommit --time=10'
     slurm.submit([run], store, 'nodes', options)
     folder = store.run_folder(run)
@@ -137,7 +137,7 @@ def test_a_run_across_nodes_is_that_of_as_many_processes(cluster, store, narrow,
     cluster.wait_for(lambda: read_progress(folder).get('phase') == 'stopped', 60)
     cluster.wait_for(ended(cluster, [run], store), 90)
     slurm.submit([run], store, 'nodes', options)
-    cluster.wait_for(lambda: store.state(run).name == 'done', 120)
+    cluster.wait_for(lambda: store.state(run).name == 'done', 240)
     local = on_cpu(replace(store, results=tmp_path / 'local'))
     run_missing([run], local)
     assert same([run], store, local)
