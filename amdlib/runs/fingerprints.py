@@ -202,19 +202,19 @@ def same_code(recorded: str, now: str) -> bool:
 
 
 def _attested() -> dict[str, set[str]]:
-    """By fingerprint those before it for which it was attested that the digits are the same."""
+    """By fingerprint all those of which it was attested that the digits are the same."""
     if not ATTESTED.is_file():
         return {}
-    return _chains(ATTESTED, ATTESTED.stat().st_mtime_ns)
+    return _alike(ATTESTED, ATTESTED.stat().st_mtime_ns)
 
 
 @functools.cache
-def _chains(file: Path, _mtime_ns: int) -> dict[str, set[str]]:
+def _alike(file: Path, _mtime_ns: int) -> dict[str, set[str]]:
     known: dict[str, set[str]] = {}
-    for line in read_json(file):    # in order of time
-        for pair in line['fingerprints'].values():
-            if pair['old'] != pair['new']:
-                known.setdefault(pair['new'], set()).update({pair['old']} | known.get(pair['old'], set()))
+    for line in read_json(file):
+        for pair in line['fingerprints'].values():      # what gives the digits of a third gives each other's
+            joined = set().union(*(known.get(one, {one}) for one in pair.values()))
+            known.update(dict.fromkeys(joined, joined))
     return known
 
 

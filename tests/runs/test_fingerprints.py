@@ -146,8 +146,8 @@ def test_an_edit_of_a_methods_class_is_seen_by_that_method(stale, name):
     ('methods/amd.py', 'AMDLoss', {'amd'}),
     ('methods/fgd.py', 'channel_attention', {'fgd', 'fkd'}),
     ('methods/fgd.py', 'box_masks', {'fgd', 'defeat'}),
-    ('methods/fgfi.py', 'iou', {'fgfi', 'gid', 'crosskd', 'dkd'}),
-    ('methods/kd.py', 'per_anchor', {'kd', 'dist', 'dkd', 'gid', 'crosskd'})])
+    ('methods/fgfi.py', 'iou', {'fgfi', 'gid', 'crosskd', 'dkd', 'ld', 'chen'}),
+    ('methods/kd.py', 'per_anchor', {'kd', 'dist', 'dkd', 'gid', 'crosskd', 'ld', 'chen', 'adl'})])
 def test_a_shared_definition_is_seen_by_those_that_use_it(stale, file, name, users):
     assert stale(file, inside(name)) == of(*users)
 
@@ -252,15 +252,16 @@ def test_relative_imports_in_the_package_count(copied, stale, form):
 
 # ---- attested code ----------------------------------------------------------------------------------------------
 
-def test_attested_code_counts_along_chains(tmp_path, monkeypatch):
+def test_attested_code_counts_along_chains_and_between_what_was_compared_with_the_same(tmp_path, monkeypatch):
     def line(**pairs):
         return {'fingerprints': {name: {'old': pair[0], 'new': pair[1]} for name, pair in pairs.items()}}
     monkeypatch.setattr(fingerprints, 'ATTESTED', tmp_path / 'attested.json')
     assert same_code('a', 'a')
     assert not same_code('a', 'b')
-    write_json(tmp_path / 'attested.json', [line(amd='ab', alone='xy'), line(amd='bc'), line(amd='cd', fgd='pq')])
-    assert all(same_code(old, new) for old, new in ('ab', 'ac', 'ad', 'bc', 'bd', 'cd', 'xy', 'pq', 'dd'))
-    assert not any(same_code(old, new) for old, new in ('ba', 'da', 'ax', 'xb', 'yx', 'aq', 'pd'))
+    write_json(tmp_path / 'attested.json', [line(amd='ab', alone='xy'), line(amd='bc'), line(amd='cd', fgd='pq'),
+                                               line(alone='xz')])
+    assert all(same_code(old, new) for old, new in ('ab', 'ac', 'ad', 'bd', 'da', 'xy', 'xz', 'yz', 'zy', 'pq', 'dd'))
+    assert not any(same_code(old, new) for old, new in ('ax', 'xb', 'az', 'aq', 'pd'))
     write_json(tmp_path / 'attested.json', [line(amd='ab')])
     assert not same_code('a', 'c')      # read again when it changes
 
