@@ -6,7 +6,6 @@ import os
 import torch
 
 from amdlib.datasets.dataset import TRAINED_FROM_PX
-from amdlib.engine import processes
 from amdlib.errors import RunError
 from amdlib.runs.run import Run
 
@@ -47,6 +46,7 @@ def check_it_fits(run: Run, images: int, data: str) -> None:
     Args:
         images: to train on, in the data set called `data`.
     """
+    from amdlib.engine import processes  # with mmdet, which a look at runs does not need
     gpus, visible = run.recipe.gpus, torch.cuda.device_count() * processes.nodes()
     on_cpu = os.environ.get('CUDA_VISIBLE_DEVICES') == ''  # --device cpu
     if gpus > 1 and gpus > visible and not on_cpu:

@@ -24,10 +24,12 @@ def confident(detector_cfg):
     detector = MODELS.build(detector_cfg)
     detector.init_weights()
     for name, value in detector.named_parameters():
-        if name.endswith(('retina_cls.weight', 'cls_out.weight', 'fc_cls.weight')):
+        if name.endswith(('retina_cls.weight', 'gfl_cls.weight', 'cls_out.weight', 'fc_cls.weight')):
             torch.nn.init.normal_(value, std=0.1)
-        elif name.endswith(('retina_cls.bias', 'cls_out.bias')):
+        elif name.endswith(('retina_cls.bias', 'gfl_cls.bias', 'cls_out.bias')):
             torch.nn.init.constant_(value, -1.0)
+        elif name.endswith('gfl_reg.weight'):   # or every box fills the image
+            torch.nn.init.normal_(value, std=0.3)
     return detector.eval()
 
 
