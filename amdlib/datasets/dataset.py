@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
@@ -33,6 +34,11 @@ class Dataset:
     val_images: Path | None = None
     negatives: bool = False             # whether images without a box are trained on
 
+    @property
+    def trained_count(self) -> int:
+        """On how many images mmdet trains an epoch (`trained_images`); its file is read once, as long as it stays."""
+        return _trained_count(self.train_ann, self.train_ann.stat().st_mtime_ns, self.negatives)
+
     def to_dict(self) -> dict:
         """As JSON can hold it, for a job file."""
         return {key: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
@@ -54,6 +60,11 @@ def trained_images(ann_file: str | Path, negatives: bool = False) -> list[dict]:
     """Those of a COCO file on which mmdet trains: it leaves out narrow ones, and without `negatives` those that have no
     annotation."""
     return trained_of(json.loads(Path(ann_file).read_text()), negatives)
+
+
+@functools.cache
+def _trained_count(ann_file: Path, _mtime_ns: int, negatives: bool) -> int:
+    return len(trained_images(ann_file, negatives))
 
 
 def trained_of(coco: dict, negatives: bool = False) -> list[dict]:

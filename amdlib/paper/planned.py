@@ -46,9 +46,9 @@ _BEDS = {
 # judged a line alone: the primary comparison on other beds; controls; the other arm; the paper's future work
 EXPLORATORY = tuple(replace(one, kind='exploratory') for one in (
     *(Planned(f'{label} over MGD, {bed}', row, 'mgd', seeds=3, settings=settings) for bed, settings in _BEDS.items()
-      for label, row in (('AMD', 'amd'), *((('FGD', 'fgd'),) if bed.endswith(('reference', 'levels')) else ()))),
+      for label, row in (('AMD', 'amd'), *((('FGD', 'fgd'),) if settings.keys() & {'reference', 'one_scale'} else ()))),
     *(Planned(f'AMD over same share at random, {bed}', 'amd', 'amd-permuted', seeds=3, settings=settings)
-      for bed, settings in _BEDS.items() if bed.startswith('teacher')),
+      for bed, settings in _BEDS.items() if 'teacher_seed' in settings),
     *(Planned(f'AMD over {label}', 'amd', f'amd-{row}') for row, label in (
         ('inverted', 'same share, least attention'), ('allmasked', 'everything masked'), ('unmasked', 'nothing masked'),
         ('shuffled', "another picture's features"), ('untrained', 'an untrained teacher'))),

@@ -10,7 +10,7 @@ from typing import Any
 
 from mmengine.config import Config, ConfigDict
 
-from amdlib.datasets import Dataset, trained_images
+from amdlib.datasets import Dataset
 from amdlib.datasets.dataset import TRAINED_FROM_PX
 from amdlib.errors import SettingError
 from amdlib.runs.config import Taught, set_rate, set_surroundings
@@ -60,7 +60,7 @@ def config(run: Run, dataset: Dataset, work_dir: str | Path = '', taught: Taught
                 cfg.model[key] = run.settings[key]
     _set_data(cfg, run, dataset, group.teacher_knows or not given)
     here = dataset.train_ann.is_file()      # not where a detector alone is asked for
-    _set_schedule(cfg, run, run.steps(len(trained_images(dataset.train_ann, dataset.negatives))) if here else 0)
+    _set_schedule(cfg, run, run.steps(dataset.trained_count) if here else 0)
     set_rate(cfg, run)
     cfg.custom_imports = dict(imports=list(dict.fromkeys([*cfg.get('custom_imports', {}).get('imports', []),
                                                           'amdlib.engine'])), allow_failed_imports=False)

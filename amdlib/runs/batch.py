@@ -13,7 +13,6 @@ from pathlib import Path
 
 import torch
 
-from amdlib.datasets import trained_images
 from amdlib.errors import RunError
 from amdlib.files import ROOT
 from amdlib.runs import jobs, notebooks
@@ -93,8 +92,7 @@ class _Batch:
         self.failed: dict[Run, str] = {}
         self.began_s, self.printed_s, self.finished = time.monotonic(), time.monotonic(), 0
         self.to_do = len(self.waiting)
-        data = self.store.dataset
-        images = len(trained_images(data.train_ann, data.negatives)) if self.waiting else 0
+        images = self.store.dataset.trained_count if self.waiting else 0
         self.steps = {run: run.steps(images) for run in self.waiting}
         self.before = dict.fromkeys(self.waiting, 0.0)  # share of a run that an earlier batch made, where it goes on
         self.steps_done = 0.0

@@ -18,7 +18,6 @@ import torch
 from mmengine.config import Config
 
 from amdlib import methods
-from amdlib.datasets import trained_images
 from amdlib.engine import processes
 from amdlib.engine.training import Task, disk_is_full, evaluate, train_and_test
 from amdlib.errors import RunError, Stopped, WeightsError
@@ -77,7 +76,7 @@ def train(run: Run, store: Store, *, force: bool = False, resume: bool = False, 
     folder = Path(work_dir) if work_dir else store.run_folder(run)
     if work_dir is None and (record := _finished(run, store, force)):
         return record
-    check_it_fits(run, len(trained_images(store.dataset.train_ann, store.dataset.negatives)), store.dataset.name)
+    check_it_fits(run, store.dataset.trained_count, store.dataset.name)
     if run.row.shuffled and not run.profile.keep_features:
         raise RunError(f'{run.id} needs the kept features of all pictures; profile {run.profile.name} keeps none')
     teacher = run.teacher()

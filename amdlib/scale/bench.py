@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from amdlib import methods
+from amdlib.engine.distiller import Distiller
 from amdlib.engine.taps import maps_in, tap
 from amdlib.engine.training import peak_memory_bytes
 from amdlib.errors import RunError
@@ -64,15 +65,32 @@ def bench(store: Store, groups: Iterable[str] = (), rounds: int = ROUNDS, with_l
     for method in LOSSES if with_losses else ():
         log.info(f'{method}: {few} rounds at the shapes of the paper')
         losses.append({'method': method, **of_loss(method, few)})
-    found = {'machine': machine(), 'threads': torch.get_num_threads(), 'device': device_name(), 'commit': commit(),
-             'profile': store.profile.name, 'rounds': rounds, 'measured': timestamp(), 'steps': steps, 'losses': losses,
+    found = {**conditions(store, rounds), 'steps': steps, 'losses': losses,
              'operators': of_operators(rounds) if with_losses else [],
              'job': {'group': groups[0], **where.of_job(store, groups[0])} if with_job else None}
+    return write('bench', found, text_of(found), store)
+
+
+def conditions(store: Store, rounds: int) -> dict[str, Any]:
+    """What a measurement hangs on besides what it measures."""
+    return {'machine': machine(), 'threads': torch.get_num_threads(), 'device': device_name(), 'commit': commit(),
+            'profile': store.profile.name, 'rounds': rounds, 'measured': timestamp()}
+
+
+def told(found: Mapping[str, Any]) -> str:
+    """The same in words, for a page."""
+    cpu = f' ({found["machine"].get("cpu", "")})' if found['device'] == 'CPU' else ''
+    return (f'{found["device"]}{cpu}, {found["threads"]} thread{"s" * (found["threads"] > 1)}, {found["rounds"]} '
+            f'rounds, commit {str(found["commit"]["commit"])[:12]}')
+
+
+def write(name: str, found: Mapping[str, Any], text: str, store: Store) -> Path:
+    """Write what was measured and the page that tells it beside the profile's results; return the page."""
     folder = store.results / store.profile.name
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / 'bench.json', found)
-    write_text(folder / 'bench.md', text_of(found))
-    return folder / 'bench.md'
+    write_json(folder / f'{name}.json', found)
+    write_text(folder / f'{name}.md', text)
+    return folder / f'{name}.md'
 
 
 # ---- measuring --------------------------------------------------------------------------------------------------
@@ -200,11 +218,6 @@ def step_parts(run: Run, store: Store) -> dict[str, Callable[[], None]]:
     convolutions = [TwoConvolutions(feature.shape[1]).to(device) for feature in f_t]
     head = getattr(model.student, 'bbox_head', None) or model.student.rpn_head
 
-    def kept() -> None:
-        model.kept = lambda *_: f_t
-        model.train_step(batch, optimizer)
-        model.kept = None
-
     def detector() -> None:
         _backward([model.student.parse_losses(model.student.loss(inputs, samples))[0]], model.student)
 
@@ -223,10 +236,22 @@ def step_parts(run: Run, store: Store) -> dict[str, Callable[[], None]]:
             twin.grad = torch.ones_like(twin)
         of_twins.step()
         of_twins.zero_grad()
-    return {'step': lambda: model.train_step(batch, optimizer), 'kept': kept,
+
+    def step() -> None:
+        model.train_step(batch, optimizer)
+    return {'step': step, 'kept': with_kept_features(model, f_t, step),
             'student': lambda: model.student.train_step(batch, own), 'detector': detector, 'network': network,
             'teacher': lambda: model._features_of(inputs, samples), 'loss': loss, 'convolutions': two_convolutions,
             'update': update}
+
+
+def with_kept_features(model: Distiller, features: list[Tensor], step: Callable[[], Any]) -> Callable[[], None]:
+    """The same step of a Distiller without its teacher's pass: these features are there."""
+    def once() -> None:
+        model.kept = lambda *_: features
+        step()
+        model.kept = None
+    return once
 
 
 class TwoConvolutions(nn.Module):
@@ -295,13 +320,10 @@ def _device() -> torch.device:
 
 def text_of(found: Mapping[str, Any]) -> str:
     """The page."""
-    cpu = found['machine'].get('cpu', '')
     parts = [
         '# How near is a step to its parts?',
-        f'Profile {found["profile"]}, {found["device"]}{f" ({cpu})" if found["device"] == "CPU" else ""}, '
-        f'{found["threads"]} thread{"s" * (found["threads"] > 1)}, {found["rounds"]} rounds, commit '
-        f'{str(found["commit"]["commit"])[:12]}. Ratios of what was measured in turn in one process: median over the '
-        'rounds [middle half]. Pictures lie in memory.']
+        f'Profile {found["profile"]}, {told(found)}. Ratios of what was measured in turn in one process: median over '
+        'the rounds [middle half]. Pictures lie in memory.']
     if found['steps']:
         parts += ['## AMD, a step', _table(found['steps']),
                   '*Parts alone*: the student\'s own training step, the teacher\'s pass, the loss on features that are '
@@ -327,6 +349,10 @@ def text_of(found: Mapping[str, Any]) -> str:
 
 
 def _table(lines: Sequence[Mapping[str, Any]]) -> str:
-    return pd.DataFrame([{key: value if isinstance(value, str) else '{:.2f} [{:.2f}, {:.2f}]'.format(*value)
-                          for key, value in line.items()} for line in lines]).to_markdown(
-        index=False, disable_numparse=True)
+    return pd.DataFrame([{key: value if isinstance(value, str) else ratio_text(value) for key, value in line.items()}
+                         for line in lines]).to_markdown(index=False, disable_numparse=True)
+
+
+def ratio_text(values: Sequence[float]) -> str:
+    """Of `ratio`."""
+    return '{:.2f} [{:.2f}, {:.2f}]'.format(*values)

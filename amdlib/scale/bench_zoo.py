@@ -22,16 +22,14 @@ from torch.utils._pytree import tree_leaves
 
 from amdlib.engine.step import OF_TEACHERS_HEAD
 from amdlib.errors import RunError
-from amdlib.files import write_json, write_text
 from amdlib.paper.pairs import find_group
 from amdlib.paper.tables import find_table
 from amdlib.runs.config import config
-from amdlib.runs.fingerprints import commit, machine
 from amdlib.runs.run import Run
 from amdlib.runs.store import Store
-from amdlib.scale.bench import ROUNDS, ratio, seconds
-from amdlib.scale.cost import device_name, made_batch, trainable
-from amdlib.words import log, timestamp
+from amdlib.scale.bench import ROUNDS, conditions, ratio, ratio_text, seconds, told, with_kept_features, write
+from amdlib.scale.cost import made_batch, trainable
+from amdlib.words import log
 
 MB = 1e6
 KEPT = ', kept'
@@ -51,14 +49,8 @@ def bench_zoo(store: Store, groups: Iterable[str] = (), rounds: int = ROUNDS) ->
         rows = [row for row in table.rows(group) if row.name == 'baseline' or row.name == row.method]
         log.info(f'{group}: {rounds} rounds of steps of {len(rows)} rows')
         found[group] = of_rows([Run.of(row, store.profile) for row in rows], store, rounds)
-    found = {'machine': machine(), 'threads': torch.get_num_threads(), 'device': device_name(), 'commit': commit(),
-             'profile': store.profile.name, 'rounds': rounds, 'measured': timestamp(),
-             'load': [began_load, os.getloadavg()[0]], 'groups': found}
-    folder = store.results / store.profile.name
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / 'bench_zoo.json', found)
-    write_text(folder / 'bench_zoo.md', text_of(found))
-    return folder / 'bench_zoo.md'
+    found = {**conditions(store, rounds), 'load': [began_load, os.getloadavg()[0]], 'groups': found}
+    return write('bench_zoo', found, text_of(found), store)
 
 
 def of_rows(runs: Iterable[Run], store: Store, rounds: int) -> list[dict[str, Any]]:
@@ -71,29 +63,20 @@ def of_rows(runs: Iterable[Run], store: Store, rounds: int) -> list[dict[str, An
             warnings.simplefilter('ignore')
             cfg = config(run, store.dataset)
             model, optimizer = trainable(cfg, run, device)
-        name, step = run.row.name, partial(model.train_step, made_batch(run, cfg), optimizer)
+        name, batch = run.row.name, made_batch(run, cfg)
+        step = partial(model.train_step, batch, optimizer)
         step()                              # what an optimizer keeps is there from its first step on
         parts[name], labels[name], held[name] = step, run.row.label, held_bytes(model, optimizer)
         if run.row.method and not (model.needs or frozenset()) & OF_TEACHERS_HEAD:
-            parts[name + KEPT] = with_kept_features(model, step)
+            ready = model.data_preprocessor(batch, training=True)
+            features = model._features_of(ready['inputs'], ready['data_samples'])
+            parts[name + KEPT] = with_kept_features(model, features, step)
     bytes_of = {name: held[name] + peak_bytes(parts[name]) for name in held}
     took = seconds(parts, rounds)
     first = next(iter(held))
     return [{'method': labels[name], 'step': ratio(took[name], took[first]),
              'kept': ratio(took[name + KEPT], took[first]) if name + KEPT in took else None,
              'bytes': bytes_of[name], 'memory': bytes_of[name] / bytes_of[first]} for name in held]
-
-
-def with_kept_features(model: nn.Module, step: partial) -> Callable[[], None]:
-    """The same step without the teacher's pass: its features are there."""
-    ready = model.data_preprocessor(step.args[0], training=True)
-    features = model._features_of(ready['inputs'], ready['data_samples'])
-
-    def once() -> None:
-        model._features_of = lambda *_: features
-        step()
-        del model._features_of
-    return once
 
 
 def held_bytes(model: nn.Module, optimizer: OptimWrapper) -> int:
@@ -123,14 +106,11 @@ def peak_bytes(step: Callable[[], None]) -> int:
 
 def text_of(found: Mapping[str, Any]) -> str:
     """The page."""
-    cpu = found['machine'].get('cpu', '')
     began, ended = found['load']
     parts = ['# What does a step of each method cost?',
-             f'Profile {found["profile"]}, {found["device"]}{f" ({cpu})" if found["device"] == "CPU" else ""}, '
-             f'{found["threads"]} thread{"s" * (found["threads"] > 1)}, {found["rounds"]} rounds, commit '
-             f'{str(found["commit"]["commit"])[:12]}; load of the machine {began:.1f} when it began, {ended:.1f} at '
-             'the end. Steps of all lines in turn in one process, over the baseline\'s step of the same round: median '
-             'over the rounds [middle half]. Pictures lie in memory.',
+             f'Profile {found["profile"]}, {told(found)}; load of the machine {began:.1f} when it began, '
+             f'{ended:.1f} at the end. Steps of all lines in turn in one process, over the baseline\'s step of the '
+             'same round: median over the rounds [middle half]. Pictures lie in memory.',
              '*Step*: the teacher passes beside the student. *Kept*: its features are kept, where the method needs '
              'nothing else of it. *Memory*: weights, what the optimizer remembers, and the most that tensors take '
              'during a step (teacher\'s pass included), over the baseline\'s.']
@@ -144,4 +124,4 @@ def text_of(found: Mapping[str, Any]) -> str:
 
 
 def _text(values: list[float] | None) -> str:
-    return '–' if values is None else '{:.2f} [{:.2f}, {:.2f}]'.format(*values)
+    return '–' if values is None else ratio_text(values)

@@ -26,7 +26,7 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 from torch import nn
 
-from amdlib.datasets import Dataset, trained_images
+from amdlib.datasets import Dataset
 from amdlib.datasets.formats.coco import a_tenth
 from amdlib.engine.training import float32_products
 from amdlib.errors import RunError
@@ -88,7 +88,7 @@ def images_of(store: Store) -> int:
     """On how many it trains an epoch; without a data set those of COCO 2017, or its tenth."""
     if store.dataset is None:
         return a_tenth(COCO_TRAIN_IMAGES) if store.profile.data == 'tenth_of_coco' else COCO_TRAIN_IMAGES
-    return len(trained_images(store.dataset.train_ann, store.dataset.negatives))
+    return store.dataset.trained_count
 
 
 def _key(run: Run) -> tuple[str, str]:
@@ -201,8 +201,7 @@ def measure(rows: Iterable[Row], store: Store, settings: Mapping[str, Any] | Non
         if not run.trains:
             continue
         if store.dataset is not None:
-            images = trained_images(store.dataset.train_ann, store.dataset.negatives)
-            check_it_fits(run, len(images), store.dataset.name)
+            check_it_fits(run, store.dataset.trained_count, store.dataset.name)
         line = {'row': row.id, 'settings': _key(run)[1], **measure_run(run, store.dataset, steps)}
         lines = pd.concat([_read(file), pd.DataFrame([line])]).drop_duplicates(KEY, keep='last')
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
@@ -19,10 +18,10 @@ from mmengine.logging import MessageHub
 from amdlib.engine.runner import QuietRunner
 from amdlib.files import write_text
 from amdlib.runs.config import config
-from amdlib.runs.fingerprints import commit, machine
 from amdlib.runs.run import Run
 from amdlib.runs.store import Store
-from amdlib.scale.cost import device_name, made_batch, trainable
+from amdlib.scale.bench import conditions, told
+from amdlib.scale.cost import made_batch, trainable
 from amdlib.show import charts
 from amdlib.words import log
 
@@ -46,7 +45,7 @@ def scaling(store: Store, group: str = 'retinanet', rounds: int = ROUNDS) -> Pat
     folder = store.results / store.profile.name
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / 'scaling.csv', found.to_csv(index=False, float_format='%.6g'))
-    draw(found, folder / 'scaling')
+    charts.save(charts.growth(found), folder / 'scaling', ('png',))
     write_text(folder / 'scaling.md', text_of(found, group, store, rounds))
     return folder / 'scaling.md'
 
@@ -104,28 +103,10 @@ def text_of(found: pd.DataFrame, group: str, store: Store, rounds: int) -> str:
     lines = [{'over': what, 'what': MEANT[what], **{f'size {place}': f'{line.size_:g}: {line.cpu_s:.2f} s'
               for place, line in enumerate(own.rename(columns={'size': 'size_'}).itertuples(), 1)},
               'exponent': f'{own.exponent.iloc[0]:.2f}'} for what, own in found.groupby('over', sort=False)]
-    cpu = machine().get('cpu', '')
     return '\n\n'.join([
         '# How does cost grow?',
-        f'{group}-amd, profile {store.profile.name}, {device_name()} ({cpu}), {torch.get_num_threads()} '
-        f'thread{"s" * (torch.get_num_threads() > 1)}, commit {str(commit()["commit"])[:12]}: CPU seconds, median of '
-        f'{rounds} rounds, and b of a x^b.', pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True),
+        f'{group}-amd, profile {store.profile.name}, {told(conditions(store, rounds))}: CPU seconds, median over the '
+        'rounds, and b of a x^b.', pd.DataFrame(lines).to_markdown(index=False, disable_numparse=True),
         '![CPU seconds over size, both logarithmic](scaling.png)',
         'Students learn one after the other, each with its own pass of the teacher: nothing is shared yet. Processes '
         'share a machine; their CPU seconds say what sharing costs, not how long one waits.']) + '\n'
-
-
-def draw(found: pd.DataFrame, stem: Path) -> None:
-    """CPU seconds over size, a line each, both in units of the smallest."""
-    with plt.rc_context(charts.STYLE):
-        figure, axis = plt.subplots(figsize=(5, 3.4), layout='constrained')
-        for (what, own), marker in zip(found.groupby('over', sort=False), 'osD^', strict=False):
-            axis.plot(own['size'] / own['size'].min(), own.cpu_s / own.cpu_s.iloc[0], f'{marker}-',
-                      label=f'{what}: {own.exponent.iloc[0]:.2f}')
-        axis.plot([1, 4], [1, 4], ':', color='grey', label='proportional: 1')
-        ticks = {f'{axis_}{kind}': value for axis_ in 'xy' for kind, value in (
-            ('scale', 'log'), ('ticks', [1, 2, 4]), ('ticklabels', ['1', '2', '4']))}
-        axis.set(**ticks, xlabel='size, smallest = 1', ylabel='CPU seconds, smallest = 1')
-        axis.minorticks_off()
-        axis.legend(title='exponent')
-    charts.save(figure, stem, ('png',))

@@ -305,3 +305,20 @@ def makespans(cells: pd.DataFrame) -> Figure:
         axis.minorticks_off()
         axis.legend(frameon=False, fontsize=8)
     return figure
+
+
+def growth(found: pd.DataFrame) -> Figure:
+    """CPU seconds over size, both logarithmic and in units of the smallest, a line a kind of size (found:
+    `scale.scaling`)."""
+    with plt.rc_context(STYLE):
+        figure, axis = plt.subplots(figsize=(5, 3.4), layout='constrained')
+        for (what, own), marker in zip(found.groupby('over', sort=False), 'osD^', strict=False):
+            axis.plot(own['size'] / own['size'].min(), own.cpu_s / own.cpu_s.iloc[0], f'{marker}-',
+                      label=f'{what}: {own.exponent.iloc[0]:.2f}')
+        axis.plot([1, 4], [1, 4], ':', color='grey', label='proportional: 1')
+        ticks = {f'{axis_}{kind}': value for axis_ in 'xy' for kind, value in (
+            ('scale', 'log'), ('ticks', [1, 2, 4]), ('ticklabels', ['1', '2', '4']))}
+        axis.set(**ticks, xlabel='size, smallest = 1', ylabel='CPU seconds, smallest = 1')
+        axis.minorticks_off()
+        axis.legend(title='exponent')
+    return figure

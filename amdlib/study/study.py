@@ -23,7 +23,7 @@ from amdlib.paper.rows import Row, row_of
 from amdlib.runs import adapt
 from amdlib.runs.originals import get_config
 from amdlib.runs.recipe import Means, Recipe, own_settings
-from amdlib.runs.run import Run
+from amdlib.runs.run import Run, teacher_of
 from amdlib.runs.store import Store
 from amdlib.show.intervals import OnImages
 from amdlib.show.report import site
@@ -202,8 +202,7 @@ class Study(Studied):
         for row in self.rows:
             for seed in self.seeds:
                 if row.is_teacher:
-                    run = Run.of(row_of(self.pair.group, 'amd'), self.profile, 0,
-                                 own_settings(row_of(self.pair.group, 'amd'), given)).teacher()
+                    run = teacher_of(row.group, self.profile, given)
                 else:
                     run = Run.of(row, self.profile, seed, {**own_settings(row, given), **self._own_options(row)})
                 found[run] = None

@@ -14,7 +14,6 @@ import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
 
-from amdlib.datasets import trained_images
 from amdlib.engine.runner import QuietRunner
 from amdlib.runs.config import config
 from amdlib.runs.run import Run
@@ -33,11 +32,11 @@ def try_steps(runs: Iterable[Run], store: Store) -> pd.DataFrame:
     Returns: a line a run: seconds a step, how many it makes, minutes of these alone (neither start nor evaluation), and
     the most memory: of the GPU, or where there is none of the process.
     """
-    images = len(trained_images(store.dataset.train_ann, store.dataset.negatives))
     lines = []
     for run in runs:
         log.info(f'{run.row.id}: {STEPS} steps')
-        lines.append({'row': run.row.id, **dict.fromkeys(COLUMNS[1:], ''), **_try(run, store, run.steps(images))})
+        lines.append({'row': run.row.id, **dict.fromkeys(COLUMNS[1:], ''),
+                      **_try(run, store, run.steps(store.dataset.trained_count))})
     return pd.DataFrame(lines, columns=COLUMNS)
 
 
